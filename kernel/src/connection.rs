@@ -1,0 +1,1 @@
+//! The connection file: where a kernel listens and with which key it signs.

@@ -1,0 +1,8 @@
+//! Jupyter messaging for kernels: sockets, signing, messages and heartbeat.
+//!
+//! Implements the kernel's side of the Jupyter messaging protocol, version 5.4
+//! (<https://jupyter-client.readthedocs.io/en/stable/messaging.html>). It knows no workflow.
+
+pub mod connection;
+pub mod message;
+pub mod signing;

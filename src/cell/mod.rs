@@ -1,0 +1,1 @@
+//! A cell and its workflow metadata: parsing, validation, the schema.

@@ -1,0 +1,3 @@
+//! The `cellferry` program.
+
+fn main() {}

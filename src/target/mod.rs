@@ -1,0 +1,1 @@
+//! Targets: the places that `cellferry.toml` names, and how to get locations from them.
