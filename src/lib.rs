@@ -4,6 +4,11 @@
 
 pub mod analysis;
 pub mod cell;
+pub mod cli;
+pub mod driver;
+pub mod ledger;
 pub mod name;
 pub mod notebook;
+pub mod session;
+pub mod spelling;
 pub mod target;

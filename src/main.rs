@@ -1,3 +1,7 @@
 //! The `cellferry` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cellferry::cli::main()
+}

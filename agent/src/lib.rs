@@ -1,1 +1,35 @@
 //! The program that runs on a location: starts workers and relays their messages.
+//!
+//! A worker is an ordinary Jupyter kernel. Its messages pass through as they are; the agent only
+//! checks and makes signatures. For `home` it runs inside the kernel's process ([`Agent::local`]),
+//! elsewhere as a program of its own that speaks over stdin and stdout ([`serve`]).
+
+mod agent;
+mod exit;
+pub mod guard;
+mod run_dir;
+mod worker;
+
+pub use agent::{Agent, serve};
+pub use run_dir::RunDir;
+
+use thiserror::Error;
+
+/// Why an agent cannot go on.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// Its own directory cannot be made.
+    #[error("cannot make a private directory for the workers' sockets in `{path}`: {source}")]
+    RunDir {
+        /// Where.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The connection to the kernel.
+    #[error(transparent)]
+    Wire(#[from] cellferry_wire::WireError),
+    /// Signals or standard streams.
+    #[error("cannot set up the agent: {0}")]
+    Io(#[from] std::io::Error),
+}

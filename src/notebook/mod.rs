@@ -1,1 +1,165 @@
 //! Knowing the notebook: which file a session belongs to, and which of its cells a request is.
+
+mod locate;
+mod matcher;
+
+pub use locate::{Parent, locate};
+pub use matcher::Matcher;
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::Deserialize;
+use serde_json::Value;
+use thiserror::Error;
+
+/// The largest notebook that is read, in bytes.
+const LIMIT: u64 = 512 << 20;
+
+/// A code cell of the file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FileCell {
+    /// Its id, since nbformat 4.5.
+    pub id: Option<String>,
+    /// Its source.
+    pub source: String,
+    /// All of its metadata.
+    pub metadata: Value,
+}
+
+/// Why a notebook file cannot be used.
+#[derive(Debug, Error)]
+pub enum NotebookError {
+    /// It cannot be read.
+    #[error("cannot read the notebook `{}`: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not a notebook of format 4.
+    #[error("`{}` is not a notebook of format 4: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The notebook's file, read again when it changes.
+#[derive(Debug)]
+pub struct Notebook {
+    path: PathBuf,
+    stamp: Option<Stamp>,
+    matcher: Matcher,
+}
+
+type Stamp = (SystemTime, u64, u64);
+
+#[derive(Deserialize)]
+struct RawNotebook {
+    #[serde(default)]
+    nbformat: u32,
+    #[serde(default)]
+    cells: Vec<RawCell>,
+}
+
+#[derive(Deserialize)]
+struct RawCell {
+    #[serde(default)]
+    cell_type: String,
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    source: Value,
+    #[serde(default)]
+    metadata: Value,
+}
+
+impl Notebook {
+    /// A notebook that has not been read yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            stamp: None,
+            matcher: Matcher::default(),
+        }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The metadata of the cell that a request runs, if it is clear which one that is.
+    pub fn metadata_of(
+        &mut self,
+        cell_id: Option<&str>,
+        source: &str,
+    ) -> Result<Option<Value>, NotebookError> {
+        self.refresh()?;
+        Ok(self
+            .matcher
+            .find(cell_id, source)
+            .map(|cell| cell.metadata.clone()))
+    }
+
+    fn refresh(&mut self) -> Result<(), NotebookError> {
+        use std::os::unix::fs::MetadataExt;
+        let unreadable = |source| NotebookError::Unreadable {
+            path: self.path.clone(),
+            source,
+        };
+        let metadata = std::fs::metadata(&self.path).map_err(unreadable)?;
+        let stamp = (
+            metadata.modified().map_err(unreadable)?,
+            metadata.len(),
+            metadata.ino(),
+        );
+        if self.stamp == Some(stamp) {
+            return Ok(());
+        }
+        let malformed = |reason: String| NotebookError::Malformed {
+            path: self.path.clone(),
+            reason,
+        };
+        if metadata.len() > LIMIT {
+            return Err(malformed(format!("it is larger than {} MB", LIMIT >> 20)));
+        }
+        let text = std::fs::read(&self.path).map_err(unreadable)?;
+        let raw: RawNotebook =
+            serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
+        if raw.nbformat != 4 {
+            return Err(malformed(format!("its nbformat is {}", raw.nbformat)));
+        }
+        self.matcher.replace(
+            raw.cells
+                .into_iter()
+                .filter(|cell| cell.cell_type == "code")
+                .map(FileCell::from)
+                .collect(),
+        );
+        self.stamp = Some(stamp);
+        Ok(())
+    }
+}
+
+impl From<RawCell> for FileCell {
+    fn from(raw: RawCell) -> Self {
+        let source = match raw.source {
+            Value::String(text) => text,
+            Value::Array(lines) => lines.iter().filter_map(Value::as_str).collect(),
+            _ => String::new(),
+        };
+        Self {
+            id: raw.id,
+            source,
+            metadata: raw.metadata,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

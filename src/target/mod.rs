@@ -1,1 +1,4 @@
 //! Targets: the places that `cellferry.toml` names, and how to get locations from them.
+
+pub mod config;
+pub mod home;

@@ -6,3 +6,8 @@ use super::Analysis;
 pub fn analyse(_source: &str) -> Analysis {
     Analysis::default()
 }
+
+/// The root name of the dotted expression that ends at the cursor.
+pub fn completion_root(_code: &str, _cursor: usize) -> Option<crate::name::Name> {
+    None
+}

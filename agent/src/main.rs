@@ -1,0 +1,37 @@
+//! The agent as a program of its own: speaks to the kernel over stdin and stdout.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use cellferry_agent::{guard, serve};
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == "guard") {
+        guard::watch(&arguments.map(PathBuf::from).collect::<Vec<_>>());
+        return ExitCode::SUCCESS;
+    }
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .init();
+    let program = std::env::current_exe();
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .and_then(|runtime| Ok((runtime, program?)))
+        .map_err(cellferry_agent::AgentError::from)
+        .and_then(|(runtime, program)| {
+            runtime.block_on(serve(
+                tokio::io::stdin(),
+                tokio::io::stdout(),
+                (&program, &["guard"]),
+            ))
+        });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

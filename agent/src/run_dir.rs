@@ -1,0 +1,79 @@
+//! A private directory for connection files and sockets, gone when its owner is.
+
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::AgentError;
+
+/// Paths of Unix sockets are limited to 107 bytes; this leaves room for the file's name.
+const LONGEST: usize = 60;
+
+/// A directory of mode 0700 that is removed on drop.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// Makes one: in `$XDG_RUNTIME_DIR` if that is usable and short, else in the temporary directory.
+    pub fn make() -> Result<Self, AgentError> {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR")
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute());
+        let candidates = [
+            runtime,
+            Some(std::env::temp_dir()),
+            Some(PathBuf::from("/tmp")),
+        ];
+        let mut failure = None;
+        for base in candidates
+            .into_iter()
+            .flatten()
+            .filter(|base| base.as_os_str().len() <= LONGEST)
+        {
+            match Self::make_in(&base) {
+                Ok(made) => return Ok(made),
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or_else(|| AgentError::RunDir {
+            path: "/tmp".to_owned(),
+            source: std::io::Error::from(std::io::ErrorKind::NotFound),
+        }))
+    }
+
+    /// Makes one inside `base`.
+    pub fn make_in(base: &Path) -> Result<Self, AgentError> {
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        let path = base.join(format!("cellferry-{}", &name[..12]));
+        let made = std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .and_then(|()| {
+                // The umask may have taken bits away, but never ours.
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))
+            });
+        match made {
+            Ok(()) => Ok(Self { path }),
+            Err(source) => Err(AgentError::RunDir {
+                path: base.display().to_string(),
+                source,
+            }),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                tracing::warn!("cannot remove {}: {error}", self.path.display());
+            }
+        }
+    }
+}

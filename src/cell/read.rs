@@ -1,0 +1,381 @@
+//! Reads workflow metadata value by value, noting for each fault where it is.
+
+use serde_json::{Map, Value};
+
+use super::MetadataError;
+use super::schema::{Element, ElementType, Step, Target, Workflow};
+use crate::spelling::nearest;
+
+/// Keys under `workflow`.
+const WORKFLOW_KEYS: [&str; 11] = [
+    "target",
+    "step",
+    "resources",
+    "after",
+    "language",
+    "retry",
+    "cache",
+    "when",
+    "repeat",
+    "version",
+    "interpreter",
+];
+
+/// Keys under `workflow.step`.
+pub const STEP_KEYS: [&str; 4] = ["in", "out", "autoin", "scatter"];
+
+/// Keys of the short form.
+pub const SHORT_KEYS: [&str; 12] = [
+    "target",
+    "in",
+    "out",
+    "autoin",
+    "scatter",
+    "resources",
+    "after",
+    "language",
+    "retry",
+    "cache",
+    "when",
+    "repeat",
+];
+
+const TARGET_KEYS: [&str; 6] = [
+    "deployment",
+    "model",
+    "locations",
+    "resources",
+    "service",
+    "workdir",
+];
+const INPUT_TYPES: [&str; 4] = ["name", "file", "env", "control"];
+const OUTPUT_TYPES: [&str; 3] = ["name", "file", "control"];
+const INPUT_KEYS: [&str; 6] = [
+    "name",
+    "type",
+    "value",
+    "valueFrom",
+    "serializer",
+    "scatter",
+];
+const OUTPUT_KEYS: [&str; 6] = ["name", "type", "value", "valueFrom", "serializer", "gather"];
+const RESOURCE_KEYS: [&str; 6] = ["cpus", "gpus", "memory", "time", "nodes", "ranks"];
+const SCATTER_KEYS: [&str; 4] = ["items", "method", "size", "num"];
+const REPEAT_KEYS: [&str; 2] = ["while", "max"];
+
+/// Whether a key is so near to one of ours that it was surely meant for us.
+pub fn is_near(key: &str) -> bool {
+    let lower = key.to_lowercase();
+    SHORT_KEYS.iter().any(|known| {
+        let limit = match known.len() {
+            0..=3 => 0,
+            4..=5 => 1,
+            _ => 2,
+        };
+        strsim::damerau_levenshtein(&lower, known) <= limit
+    })
+}
+
+/// What a value is, for messages.
+pub fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+struct Reader<'a> {
+    errors: &'a mut Vec<MetadataError>,
+}
+
+/// Reads what stands under `workflow`.
+pub fn workflow(map: &Map<String, Value>, errors: &mut Vec<MetadataError>) -> Workflow {
+    let mut reader = Reader { errors };
+    reader.known(map, "workflow", &WORKFLOW_KEYS);
+    let mut workflow = Workflow::default();
+    for (key, value) in map {
+        let path = format!("workflow.{key}");
+        match (key.as_str(), value) {
+            (_, Value::Null) => {}
+            ("target", value) => workflow.target = reader.target(value, &path),
+            ("step", Value::Object(step)) => workflow.step = Some(reader.step(step, &path)),
+            ("step", other) => reader.must_be("an object", other, &path),
+            ("after", value) => workflow.after = reader.texts(value, &path),
+            ("version", value) => workflow.version = reader.version(value, &path),
+            ("interpreter", Value::String(name)) if name == "ipython" => {}
+            ("interpreter", Value::String(_)) => {
+                reader.later("an interpreter other than `ipython`", &path)
+            }
+            ("interpreter", other) => reader.must_be("a string", other, &path),
+            ("language", Value::String(name)) if name == "python" => {
+                workflow.language = Some(name.clone())
+            }
+            ("language", Value::String(name)) => reader.later(&format!("language `{name}`"), &path),
+            ("language", other) => reader.must_be("a string", other, &path),
+            ("resources", Value::Object(resources)) => {
+                reader.known(resources, &path, &RESOURCE_KEYS);
+                reader.later("resources", &path);
+            }
+            ("resources", other) => reader.must_be("an object", other, &path),
+            ("retry", Value::Number(count)) if count.is_u64() => reader.later("retry", &path),
+            ("retry", other) => reader.must_be("a whole number that is not negative", other, &path),
+            ("cache", Value::Bool(_)) => reader.later("cache", &path),
+            ("cache", other) => reader.must_be("a boolean", other, &path),
+            ("when", Value::String(_)) => reader.later("when", &path),
+            ("when", other) => reader.must_be("a Python expression as a string", other, &path),
+            ("repeat", Value::Object(repeat)) => {
+                reader.known(repeat, &path, &REPEAT_KEYS);
+                reader.later("repeat", &path);
+            }
+            ("repeat", other) => reader.must_be("an object", other, &path),
+            _ => {}
+        }
+    }
+    workflow
+}
+
+impl Reader<'_> {
+    fn fault(&mut self, path: &str, problem: String) {
+        self.errors.push(MetadataError {
+            path: path.to_owned(),
+            problem,
+        });
+    }
+
+    fn must_be(&mut self, wanted: &str, found: &Value, path: &str) {
+        self.fault(path, format!("must be {wanted}, not {}", kind(found)));
+    }
+
+    fn later(&mut self, what: &str, path: &str) {
+        self.fault(path, format!("{what} is not supported yet"));
+    }
+
+    fn known(&mut self, map: &Map<String, Value>, path: &str, keys: &[&str]) {
+        for key in map.keys().filter(|key| !keys.contains(&key.as_str())) {
+            self.fault(
+                &format!("{path}.{key}"),
+                format!("unknown key{}", nearest(key, keys.iter().copied())),
+            );
+        }
+    }
+
+    fn version(&mut self, value: &Value, path: &str) -> Option<String> {
+        match value {
+            Value::String(version) if version == "v1.0" => Some(version.clone()),
+            Value::String(version) => {
+                self.fault(path, format!("unknown version `{version}`; valid: `v1.0`"));
+                None
+            }
+            other => {
+                self.must_be("a string", other, path);
+                None
+            }
+        }
+    }
+
+    fn target(&mut self, value: &Value, path: &str) -> Option<Target> {
+        match value {
+            Value::String(name) if !name.trim().is_empty() => {
+                Some(Target::Name(name.trim().to_owned()))
+            }
+            Value::String(_) => {
+                self.fault(path, "must name a target; it is empty".to_owned());
+                None
+            }
+            Value::Object(map) => self.target_object(map, path),
+            other => {
+                self.must_be("the name of a target or an object", other, path);
+                None
+            }
+        }
+    }
+
+    fn target_object(&mut self, map: &Map<String, Value>, path: &str) -> Option<Target> {
+        self.known(map, path, &TARGET_KEYS);
+        let mut deployment = None;
+        for (key, value) in map {
+            let path = format!("{path}.{key}");
+            match (key.as_str(), value) {
+                (_, Value::Null) => {}
+                // `model` and `resources` are the older words of Jupyter-workflow.
+                ("deployment" | "model", Value::String(name)) if !name.trim().is_empty() => {
+                    deployment = Some(name.trim().to_owned());
+                }
+                ("deployment" | "model", Value::Object(_)) => {
+                    self.later("a deployment defined in the cell", &path);
+                    self.fault(
+                        &path,
+                        "name a target and define it in cellferry.toml".to_owned(),
+                    );
+                }
+                ("deployment" | "model", other) => {
+                    self.must_be("the name of a target", other, &path)
+                }
+                ("locations" | "resources", Value::Number(count)) if count.as_u64() == Some(1) => {}
+                ("locations" | "resources", Value::Number(count))
+                    if count.as_u64().is_some_and(|count| count > 1) =>
+                {
+                    self.later("more than one location", &path);
+                }
+                ("locations" | "resources", other) => {
+                    self.must_be("a whole number of at least 1", other, &path)
+                }
+                ("service", Value::String(_)) => self.later("service", &path),
+                ("workdir", Value::String(_)) => {
+                    self.later(
+                        "a cell's own workdir (set it for the target in cellferry.toml)",
+                        &path,
+                    );
+                }
+                ("service" | "workdir", other) => self.must_be("a string", other, &path),
+                _ => {}
+            }
+        }
+        if deployment.is_none() && !map.contains_key("deployment") && !map.contains_key("model") {
+            self.fault(
+                path,
+                "must have a `deployment`, the name of a target".to_owned(),
+            );
+        }
+        deployment.map(|deployment| Target::Object { deployment })
+    }
+
+    fn step(&mut self, map: &Map<String, Value>, path: &str) -> Step {
+        self.known(map, path, &STEP_KEYS);
+        let mut step = Step::default();
+        for (key, value) in map {
+            let path = format!("{path}.{key}");
+            match (key.as_str(), value) {
+                (_, Value::Null) => {}
+                ("in", value) => step.inputs = self.elements(value, &path, true),
+                ("out", value) => step.outputs = self.elements(value, &path, false),
+                ("autoin", Value::Bool(autoin)) => step.autoin = *autoin,
+                ("autoin", other) => self.must_be("a boolean", other, &path),
+                ("scatter", Value::Object(scatter)) => {
+                    self.known(scatter, &path, &SCATTER_KEYS);
+                    self.later("scatter", &path);
+                }
+                ("scatter", Value::String(_) | Value::Array(_)) => self.later("scatter", &path),
+                ("scatter", other) => {
+                    self.must_be("a name, a list of names or an object", other, &path)
+                }
+                _ => {}
+            }
+        }
+        step
+    }
+
+    fn elements(&mut self, value: &Value, path: &str, input: bool) -> Vec<Element> {
+        let list = match value {
+            Value::Array(list) => list.as_slice(),
+            Value::String(_) | Value::Object(_) => std::slice::from_ref(value),
+            other => {
+                self.must_be("a list of names", other, path);
+                return Vec::new();
+            }
+        };
+        let mut elements = Vec::new();
+        for (index, value) in list.iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            let element = match value {
+                Value::String(name) => self.name(name, &path).map(Element::Name),
+                Value::Object(map) => self.element(map, &path, input),
+                other => {
+                    self.must_be("a name or an object", other, &path);
+                    None
+                }
+            };
+            if let Some(element) = element {
+                if elements.contains(&element) {
+                    self.fault(&path, "given twice".to_owned());
+                }
+                elements.push(element);
+            }
+        }
+        elements
+    }
+
+    fn name(&mut self, name: &str, path: &str) -> Option<String> {
+        let valid = !name.is_empty()
+            && name.chars().enumerate().all(|(index, letter)| {
+                letter == '_' || letter.is_alphabetic() || index > 0 && letter.is_alphanumeric()
+            });
+        if !valid {
+            self.fault(path, format!("`{name}` is not the name of a variable"));
+        }
+        valid.then(|| name.to_owned())
+    }
+
+    fn element(&mut self, map: &Map<String, Value>, path: &str, input: bool) -> Option<Element> {
+        self.known(map, path, if input { &INPUT_KEYS } else { &OUTPUT_KEYS });
+        let types: &[&str] = if input { &INPUT_TYPES } else { &OUTPUT_TYPES };
+        let kind = match map.get("type") {
+            None | Some(Value::Null) => ElementType::Name,
+            Some(Value::String(kind)) => match kind.as_str() {
+                "name" => ElementType::Name,
+                "control" => ElementType::Control,
+                "file" | "env" if types.contains(&kind.as_str()) => {
+                    self.later(&format!("type `{kind}`"), &format!("{path}.type"));
+                    return None;
+                }
+                _ => {
+                    let hint = nearest(kind, types.iter().copied());
+                    self.fault(
+                        &format!("{path}.type"),
+                        format!("unknown type `{kind}`{hint}"),
+                    );
+                    return None;
+                }
+            },
+            Some(other) => {
+                self.must_be("a string", other, &format!("{path}.type"));
+                return None;
+            }
+        };
+        for key in ["value", "valueFrom", "serializer", "scatter", "gather"] {
+            if map.get(key).is_some_and(|value| !value.is_null()) {
+                self.later(&format!("`{key}`"), &format!("{path}.{key}"));
+            }
+        }
+        let name = match map.get("name") {
+            Some(Value::String(name)) => self.name(name, &format!("{path}.name"))?,
+            Some(other) => {
+                self.must_be("a string", other, &format!("{path}.name"));
+                return None;
+            }
+            None => {
+                self.fault(path, "must have a `name`".to_owned());
+                return None;
+            }
+        };
+        Some(Element::Object { name, kind })
+    }
+
+    fn texts(&mut self, value: &Value, path: &str) -> Vec<String> {
+        match value {
+            Value::String(text) => vec![text.clone()],
+            Value::Array(list) => {
+                let mut texts = Vec::new();
+                for (index, value) in list.iter().enumerate() {
+                    match value {
+                        Value::String(text) => texts.push(text.clone()),
+                        other => self.must_be(
+                            "a cell's id, tag or name",
+                            other,
+                            &format!("{path}[{index}]"),
+                        ),
+                    }
+                }
+                texts
+            }
+            other => {
+                self.must_be("a list of cell ids, tags or names", other, path);
+                Vec::new()
+            }
+        }
+    }
+}

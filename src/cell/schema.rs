@@ -1,0 +1,124 @@
+//! The workflow metadata as types, from which the published JSON Schema is generated.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What stands under `workflow` in a cell's metadata.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "Cellferry workflow metadata")]
+pub struct Workflow {
+    /// Where the cell runs; `home` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// What the cell reads and binds, where the source alone does not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<Step>,
+    /// Ids, tags or names of cells that must run before this one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<String>,
+    /// The cell's language; the kernel's own if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
+    /// The version of Jupyter-workflow's schema: `v1.0`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// Where a cell runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Target {
+    /// The name of a target in `cellferry.toml`, or `home`.
+    Name(String),
+    /// The long form of Jupyter-workflow.
+    Object {
+        /// The name of a target.
+        deployment: String,
+    },
+}
+
+impl Target {
+    /// The target's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Name(name) | Self::Object { deployment: name } => name,
+        }
+    }
+}
+
+/// What a step reads and binds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Step {
+    /// Names that the step reads, in addition to those found in its source.
+    #[serde(rename = "in")]
+    pub inputs: Vec<Element>,
+    /// Names that the step binds or changes, in addition to those found.
+    #[serde(rename = "out")]
+    pub outputs: Vec<Element>,
+    /// Whether names that the source reads are inputs; if not, only `in` counts.
+    pub autoin: bool,
+}
+
+impl Default for Step {
+    fn default() -> Self {
+        Self {
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            autoin: true,
+        }
+    }
+}
+
+/// One input or output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Element {
+    /// A variable.
+    Name(String),
+    /// The long form.
+    Object {
+        /// The variable, or for `control` a label.
+        name: String,
+        /// What it is.
+        #[serde(rename = "type", default)]
+        kind: ElementType,
+    },
+}
+
+impl Element {
+    /// The variable that is meant; none for an element that only orders steps.
+    pub fn variable(&self) -> Option<&str> {
+        match self {
+            Self::Name(name)
+            | Self::Object {
+                name,
+                kind: ElementType::Name,
+            } => Some(name),
+            Self::Object {
+                kind: ElementType::Control,
+                ..
+            } => None,
+        }
+    }
+}
+
+/// What an input or output is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ElementType {
+    /// A variable of the notebook.
+    #[default]
+    Name,
+    /// Nothing is carried: it only orders steps.
+    Control,
+}
+
+/// The schema of `workflow`, as published in `docs/metadata.schema.json`.
+pub fn published() -> String {
+    let schema = schemars::schema_for!(Workflow);
+    let mut text = serde_json::to_string_pretty(&schema).unwrap_or_default();
+    text.push('\n');
+    text
+}

@@ -1,0 +1,128 @@
+//! The command line.
+
+mod doctor;
+mod install;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::driver::{self, Options};
+use crate::target::home::home_python;
+
+/// A Jupyter kernel whose cells run on many machines.
+#[derive(Debug, Parser)]
+#[command(name = "cellferry", version, about, long_about = LONG, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const LONG: &str = "A Jupyter kernel whose cells run on many machines.\n\n\
+    A cell's metadata says where it runs. Cellferry carries the values that it reads there, runs it, \
+    and shows its output in the notebook while it runs.";
+
+const EXAMPLES: &str = "Examples:\n  \
+    cellferry install --user       make the kernel known to Jupyter\n  \
+    cellferry doctor               check the set-up and all targets of this folder\n  \
+    cellferry doctor lab           check the target `lab`\n\n\
+    Set CELLFERRY_LOG=debug to see on stderr what the kernel does.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the kernel; Jupyter clients do this
+    Kernel {
+        /// The connection file that the client wrote
+        #[arg(short = 'f', long, value_name = "FILE")]
+        connection_file: PathBuf,
+        /// The Python of cells that run at home [default: the environment cellferry is installed in, else the active one]
+        #[arg(long, value_name = "PROGRAM")]
+        python: Option<PathBuf>,
+    },
+    /// Make the kernel known to Jupyter
+    Install(install::Arguments),
+    /// Check the set-up and the targets, and say what to mend
+    Doctor(doctor::Arguments),
+    /// Run workers for a kernel, over stdin and stdout
+    #[command(hide = true)]
+    Agent,
+    /// Clean up after a kernel that was killed
+    #[command(hide = true)]
+    Guard {
+        /// What it leaves behind
+        directories: Vec<PathBuf>,
+    },
+}
+
+/// Exit code of a command that could not do what it should.
+const FAILED: u8 = 1;
+
+/// Runs the program. A wrong command line ends it with exit code 2.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Command::Guard { directories } = &arguments.command {
+        cellferry_agent::guard::watch(directories);
+        return ExitCode::SUCCESS;
+    }
+    let filter = EnvFilter::try_from_env("CELLFERRY_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,zeromq=error"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    let outcome = match arguments.command {
+        Command::Kernel {
+            connection_file,
+            python,
+        } => kernel(connection_file, python.as_deref()),
+        Command::Install(arguments) => install::run(&arguments).map_err(|error| error.to_string()),
+        Command::Doctor(arguments) => run(doctor::run(&arguments)).map(|healthy| {
+            if healthy {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(FAILED)
+            }
+        }),
+        Command::Agent => agent(),
+        Command::Guard { .. } => Ok(ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        ExitCode::from(FAILED)
+    })
+}
+
+fn kernel(connection_file: PathBuf, python: Option<&std::path::Path>) -> Result<ExitCode, String> {
+    let executable = std::env::current_exe().map_err(|error| error.to_string())?;
+    let python = home_python(python, &|name| std::env::var_os(name), &executable);
+    run(driver::run(Options {
+        connection_file,
+        python,
+    }))?
+    .map_err(|error| error.to_string())
+}
+
+fn agent() -> Result<ExitCode, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let serving = cellferry_agent::serve(
+        tokio::io::stdin(),
+        tokio::io::stdout(),
+        (&program, &["guard"]),
+    );
+    run(async { serving.await.map(|()| ExitCode::SUCCESS) })?.map_err(|error| error.to_string())
+}
+
+/// One thread: messages take fewer hops, and workers die with the thread that started them.
+fn run<T>(future: impl Future<Output = T>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    let outcome = runtime.block_on(future);
+    // Reading stdin cannot be cancelled; nothing waits for it.
+    runtime.shutdown_background();
+    Ok(outcome)
+}

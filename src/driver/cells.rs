@@ -1,0 +1,218 @@
+//! Reads what a client asks to execute: the request, its metadata from wherever it stands, the analysis.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::analysis::{Analysis, Read, python};
+use crate::cell::{self, Workflow};
+use crate::ledger::Needed;
+use crate::name::Name;
+use crate::notebook::{Notebook, Parent, locate};
+use crate::session::{Asked, Cell, HOME, Problem, Request, TargetName};
+use crate::target::config::{ConfigError, Target, Targets};
+
+/// Starts a comment in the notebook's language.
+const COMMENT: &str = "#";
+
+/// Knows the notebook, if it can be known.
+#[derive(Debug)]
+pub struct Cells {
+    notebook: Option<Notebook>,
+    folder: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct ExecuteRequest {
+    code: String,
+    #[serde(default)]
+    silent: bool,
+    #[serde(default)]
+    store_history: Option<bool>,
+    #[serde(default)]
+    user_expressions: Option<Map<String, Value>>,
+    #[serde(default)]
+    stop_on_error: Option<bool>,
+    /// Jupyter-workflow's client puts the metadata here.
+    #[serde(default)]
+    workflow: Value,
+}
+
+impl Cells {
+    /// Finds the notebook's file once; a client that tells none leaves only the source's own lines.
+    pub fn new(jupyter_session: Option<&str>) -> Self {
+        let parent = Parent::current();
+        let path = locate(
+            &|name| std::env::var(name).ok(),
+            jupyter_session,
+            parent.as_ref(),
+        );
+        let folder = std::env::current_dir().unwrap_or_default();
+        Self {
+            notebook: path.map(Notebook::new),
+            folder,
+        }
+    }
+
+    /// Where the notebook's metadata comes from, for `%cellferry status`.
+    pub fn source(&self) -> String {
+        match &self.notebook {
+            Some(notebook) => format!("the request, else `{}`, else `#|` lines", notebook.path().display()),
+            None => "the request, else `#|` lines: which file the notebook is, this client does not tell".to_owned(),
+        }
+    }
+
+    /// The definition of a target, as the configuration says now.
+    pub fn target(&self, name: &str) -> Result<Target, ConfigError> {
+        let folder = self
+            .notebook
+            .as_ref()
+            .and_then(|notebook| notebook.path().parent())
+            .unwrap_or(&self.folder);
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        match Targets::load(&folder, Targets::user_dir().as_deref()) {
+            Ok(targets) => targets.get(name),
+            // A broken file harms no plain cell.
+            Err(_) if name == HOME => Targets::default().get(name),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The source in a request, for showing it.
+    pub fn code(&self, asked: &Asked) -> String {
+        asked
+            .message
+            .parse_content::<ExecuteRequest>()
+            .map(|request| request.code)
+            .unwrap_or_default()
+    }
+
+    /// Reads an `execute_request`.
+    pub fn read(&mut self, asked: &Arc<Asked>) -> Result<(Request, Cell), Problem> {
+        let content: ExecuteRequest = asked.message.parse_content().map_err(|error| {
+            Problem::new(
+                "BadRequest",
+                format!("the execute_request cannot be read: {error}"),
+            )
+        })?;
+        let metadata: Value = serde_json::from_slice(&asked.message.metadata).unwrap_or_default();
+        let mut problem = None;
+        let workflow = match self.workflow(&content, metadata, content.silent) {
+            Ok(workflow) => workflow,
+            Err(error) => {
+                problem = Some(error);
+                None
+            }
+        };
+        let mut analysis = python::analyse(&content.code);
+        for expression in content
+            .user_expressions
+            .iter()
+            .flat_map(Map::values)
+            .filter_map(Value::as_str)
+        {
+            analysis.reads.extend(
+                python::analyse(expression)
+                    .reads
+                    .into_iter()
+                    .map(|(name, _)| (name, Read::Maybe)),
+            );
+        }
+        let target = workflow
+            .as_ref()
+            .and_then(|workflow| workflow.target.as_ref())
+            .map_or(HOME, cell::Target::name);
+        let cell = Cell {
+            target: TargetName::from(target),
+            needed: needed(&analysis, workflow.as_ref()),
+            definitions: analysis.definitions,
+            source: Arc::from(content.code),
+            problem,
+        };
+        let request = Request {
+            message: asked.clone(),
+            silent: content.silent,
+            store_history: !content.silent && content.store_history.unwrap_or(true),
+            stop_on_error: content.stop_on_error.unwrap_or(true),
+        };
+        Ok((request, cell))
+    }
+
+    /// The metadata of the request, else that of the notebook's file; the source's own lines win over both.
+    fn workflow(
+        &mut self,
+        content: &ExecuteRequest,
+        metadata: Value,
+        silent: bool,
+    ) -> Result<Option<Workflow>, Problem> {
+        if silent {
+            return Ok(None);
+        }
+        let wrong =
+            |errors: Vec<cell::MetadataError>| Problem::new("MetadataError", cell::report(&errors));
+        let has_cell = metadata
+            .as_object()
+            .is_some_and(|map| map.keys().any(|key| key != "cellId"));
+        let told = if !content.workflow.is_null() {
+            Value::Object(Map::from_iter([(
+                "workflow".to_owned(),
+                content.workflow.clone(),
+            )]))
+        } else if metadata.get("workflow").is_some() || has_cell {
+            metadata
+        } else {
+            let id = metadata.get("cellId").and_then(Value::as_str);
+            match self
+                .notebook
+                .as_mut()
+                .map(|notebook| notebook.metadata_of(id, &content.code))
+            {
+                Some(Ok(Some(found))) => found,
+                Some(Err(error)) => {
+                    tracing::warn!("{error}");
+                    Value::Null
+                }
+                Some(Ok(None)) | None => Value::Null,
+            }
+        };
+        cell::resolve(&told, &content.code, COMMENT).map_err(wrong)
+    }
+}
+
+/// What the cell must have, and what it may read.
+fn needed(analysis: &Analysis, workflow: Option<&Workflow>) -> Needed {
+    let step = workflow.and_then(|workflow| workflow.step.as_ref());
+    let named = |elements: &[cell::Element]| -> BTreeSet<Name> {
+        elements
+            .iter()
+            .filter_map(cell::Element::variable)
+            .map(Name::from)
+            .collect()
+    };
+    let mut needed = Needed::default();
+    if let Some(step) = step {
+        needed.must = named(&step.inputs);
+        needed.may = named(&step.outputs);
+    }
+    if step.is_some_and(|step| !step.autoin) {
+        return needed;
+    }
+    for (name, read) in &analysis.reads {
+        match read {
+            Read::Surely => needed.must.insert(name.clone()),
+            Read::Maybe | Read::Deferred => needed.may.insert(name.clone()),
+        };
+    }
+    needed.may.extend(
+        analysis
+            .mutates
+            .iter()
+            .filter(|name| !needed.must.contains(*name))
+            .cloned(),
+    );
+    needed.everything = analysis.dynamic.is_some();
+    needed
+}

@@ -1,0 +1,702 @@
+//! The thin shell around the session: turns messages, processes and signals into events, and
+//! effects into deeds. One task, one loop; it decides nothing about cells.
+
+mod agents;
+mod cells;
+mod comms;
+mod information;
+mod orders;
+mod parent;
+mod values;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cellferry_kernel::connection::ConnectionFile;
+use cellferry_kernel::message::{Header, Message};
+use cellferry_kernel::{Author, Frontend, Incoming, Outbox};
+use cellferry_wire::protocol::{Channel, FromAgent, Parts, ToAgent, WorkerId};
+use serde::Deserialize;
+use serde_json::json;
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::agents::{Agents, FromLocation};
+use self::cells::Cells;
+use self::comms::Comms;
+use self::values::Values;
+use crate::analysis::python::completion_root;
+use crate::session::{Answer, Asked, Effect, Event, PassTo, Problem, Reply, RunId, Session, Taken};
+use crate::target::home::HomePython;
+
+/// How long answers may take to leave before the process ends: ZeroMQ has no linger here.
+const FLUSH: Duration = Duration::from_millis(500);
+
+/// What a kernel is started with.
+#[derive(Debug)]
+pub struct Options {
+    /// The connection file that the client wrote.
+    pub connection_file: PathBuf,
+    /// The Python of the home worker, or why there is none.
+    pub python: Result<HomePython, String>,
+}
+
+/// Why the kernel cannot run at all.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// The connection file cannot be used.
+    #[error(transparent)]
+    Connection(#[from] cellferry_kernel::connection::ConnectionError),
+    /// A socket cannot be bound.
+    #[error(transparent)]
+    Bind(#[from] cellferry_kernel::BindError),
+    /// Signals cannot be received.
+    #[error("cannot listen for signals: {0}")]
+    Signals(std::io::Error),
+}
+
+/// Serves one connection file until a client asks for shutdown or the client's process is gone.
+pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
+    let version = information::python_version_of(options.python.as_ref().ok());
+    let file = ConnectionFile::read(&options.connection_file)?;
+    let Frontend {
+        mut requests,
+        outbox,
+    } = cellferry_kernel::bind(&file).await?;
+    let (agents, mut events) = Agents::new(options.python);
+    let mut driver = Driver {
+        outbox,
+        author: Author::new(),
+        version,
+        session: Session::new(),
+        cells: Cells::new(file.jupyter_session.as_deref()),
+        agents,
+        values: Values::default(),
+        comms: Comms::default(),
+        running: HashMap::new(),
+        shown: HashMap::new(),
+        asking: None,
+        warm: false,
+        ending: None,
+    };
+    driver.publish(
+        driver
+            .author
+            .message("status", None, &json!({"execution_state": "starting"})),
+    );
+    let mut interrupts = signal(SignalKind::interrupt()).map_err(KernelError::Signals)?;
+    let mut terminations = signal(SignalKind::terminate()).map_err(KernelError::Signals)?;
+    let mut orphaned = std::pin::pin!(parent::gone());
+    while driver.ending.is_none() {
+        tokio::select! {
+            Some(incoming) = requests.recv() => driver.incoming(incoming).await,
+            Some(event) = events.recv() => driver.from_agent(event).await,
+            _ = interrupts.recv() => driver.handle(Event::Interrupt).await,
+            _ = terminations.recv() => driver.ending = Some(Ending::Silent),
+            () = &mut orphaned => driver.ending = Some(Ending::Silent),
+        }
+    }
+    driver.end().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+enum Ending {
+    /// A client asked for it and gets a reply.
+    Asked(Box<Incoming>, bool),
+    Silent,
+}
+
+struct Driver {
+    outbox: Outbox,
+    author: Author,
+    version: information::Version,
+    session: Session,
+    cells: Cells,
+    agents: Agents,
+    values: Values,
+    comms: Comms,
+    /// Runs in a worker, by the `msg_id` of the client's request, which the worker sees as parent.
+    running: HashMap<String, RunId>,
+    /// The client's request that each worker saw last: output without a request of its own is shown there.
+    shown: HashMap<WorkerId, Bytes>,
+    /// The worker that asked for input last.
+    asking: Option<WorkerId>,
+    warm: bool,
+    ending: Option<Ending>,
+}
+
+#[derive(Deserialize)]
+struct ReplyContent {
+    status: String,
+    #[serde(default)]
+    ename: String,
+    #[serde(default)]
+    evalue: String,
+}
+
+impl Driver {
+    async fn handle(&mut self, event: Event) {
+        for effect in self.session.handle(event) {
+            self.perform(effect).await;
+        }
+    }
+
+    // --- from clients
+
+    async fn incoming(&mut self, incoming: Incoming) {
+        let Incoming { channel, message } = incoming;
+        if channel == cellferry_kernel::Channel::Stdin {
+            if let Some(worker) = self.asking.take() {
+                self.agents.send(
+                    worker,
+                    ToAgent::Send {
+                        worker,
+                        channel: Channel::Stdin,
+                        parts: parts(message),
+                    },
+                );
+            }
+            return;
+        }
+        let header = match message.parse_header() {
+            Ok(header) => header,
+            Err(error) => {
+                tracing::warn!("ignored a message whose header cannot be read: {error}");
+                return;
+            }
+        };
+        let asked = Arc::new(Asked {
+            channel: if channel == cellferry_kernel::Channel::Control {
+                Channel::Control
+            } else {
+                Channel::Shell
+            },
+            header,
+            message,
+        });
+        match (asked.channel, asked.header.msg_type.as_str()) {
+            (_, "kernel_info_request") => {
+                let content = self.version.kernel_info().await;
+                self.answer(&asked, "kernel_info_reply", &content);
+                if !std::mem::replace(&mut self.warm, true) {
+                    self.handle(Event::Warm).await;
+                }
+            }
+            (_, "shutdown_request") => {
+                let restart = serde_json::from_slice::<serde_json::Value>(&asked.message.content)
+                    .ok()
+                    .and_then(|content| content.get("restart")?.as_bool())
+                    .unwrap_or(false);
+                let message = asked.message.clone();
+                self.ending = Some(Ending::Asked(
+                    Box::new(Incoming { channel, message }),
+                    restart,
+                ));
+            }
+            (_, "interrupt_request") => {
+                self.handle(Event::Interrupt).await;
+                self.answer(&asked, "interrupt_reply", &json!({"status": "ok"}));
+            }
+            (_, "comm_info_request") => {
+                let content = self.comms.info(&asked.message.content);
+                self.answer(&asked, "comm_info_reply", &content);
+            }
+            (Channel::Shell, "execute_request") => match self.cells.read(&asked) {
+                Ok((request, cell)) => self.handle(Event::Execute(Box::new((request, cell)))).await,
+                Err(problem) => {
+                    let content = json!({
+                        "status": "error", "ename": problem.ename, "evalue": problem.evalue, "traceback": [],
+                        "execution_count": self.session.count(),
+                    });
+                    self.answer(&asked, "execute_reply", &content);
+                }
+            },
+            (Channel::Shell, "comm_msg" | "comm_close") => {
+                match self.comms.worker(&asked.message.content) {
+                    Some(worker) => {
+                        if asked.header.msg_type == "comm_close" {
+                            self.comms.closed(&asked.message.content);
+                        }
+                        self.handle(Event::PassOn {
+                            request: asked,
+                            to: PassTo::Worker(worker),
+                        })
+                        .await;
+                    }
+                    None => {
+                        self.status(&asked, "busy");
+                        tracing::warn!("ignored a comm message for a comm that nobody has opened");
+                        self.status(&asked, "idle");
+                    }
+                }
+            }
+            (Channel::Shell, "complete_request" | "inspect_request") => {
+                let to =
+                    completed_name(&asked.message.content).map_or(PassTo::Home, PassTo::HolderOf);
+                self.handle(Event::PassOn { request: asked, to }).await;
+            }
+            _ => {
+                self.handle(Event::PassOn {
+                    request: asked,
+                    to: PassTo::Home,
+                })
+                .await
+            }
+        }
+    }
+
+    // --- from agents
+
+    async fn from_agent(&mut self, event: FromLocation) {
+        match event {
+            FromLocation::Message(FromAgent::Received {
+                worker,
+                channel,
+                parts,
+            }) => {
+                let Some(message) = message(parts) else {
+                    tracing::warn!(
+                        "ignored a message with too few parts from worker {}",
+                        worker.0
+                    );
+                    return;
+                };
+                match channel {
+                    Channel::Iopub => self.output(worker, message).await,
+                    Channel::Stdin => self.input_request(worker, message),
+                    Channel::Shell | Channel::Control => self.reply(worker, message).await,
+                }
+            }
+            FromLocation::Message(FromAgent::WorkerUp { worker, .. }) => {
+                self.install_helper(worker)
+            }
+            FromLocation::Message(FromAgent::WorkerFailed { worker, failure }) => {
+                let problem = self.agents.start_problem(worker, &failure);
+                self.gone(worker, problem).await;
+            }
+            FromLocation::Message(FromAgent::WorkerDown {
+                worker,
+                exit,
+                stderr_tail,
+            }) => {
+                let problem = self.agents.death_problem(worker, &exit, &stderr_tail);
+                self.gone(worker, problem).await;
+            }
+            FromLocation::Failed { workers, problem } => {
+                for worker in workers {
+                    self.gone(worker, problem.clone()).await;
+                }
+            }
+            FromLocation::AgentGone(target) => {
+                let (workers, problem) = self.agents.agent_gone(&target);
+                for worker in workers {
+                    self.gone(worker, problem.clone()).await;
+                }
+            }
+            FromLocation::TransferFailed { transfer, reason } => {
+                self.handle(Event::Taken(transfer, Taken::Failed(reason)))
+                    .await;
+            }
+        }
+    }
+
+    async fn gone(&mut self, worker: WorkerId, problem: Problem) {
+        self.agents.forget(worker);
+        self.shown.remove(&worker);
+        if self.asking == Some(worker) {
+            self.asking = None;
+        }
+        for comm in self.comms.worker_gone(worker) {
+            let content = json!({"comm_id": comm, "data": {}});
+            self.publish(self.author.message("comm_close", None, &content));
+        }
+        self.handle(Event::WorkerGone { worker, problem }).await;
+    }
+
+    /// Output of a worker: shown as it is, except what concerns only us.
+    async fn output(&mut self, worker: WorkerId, mut message: Message) {
+        let Ok(header) = message.parse_header() else {
+            return;
+        };
+        let parent = message.parse_parent().unwrap_or_default();
+        let ours = parent.session == self.author.session();
+        let run = self.running.get(&parent.msg_id).copied();
+        match (header.msg_type.as_str(), run) {
+            ("status", Some(run)) => {
+                #[derive(Deserialize)]
+                struct Status<'a> {
+                    #[serde(borrow)]
+                    execution_state: &'a str,
+                }
+                match message
+                    .parse_content::<Status<'_>>()
+                    .map(|status| status.execution_state)
+                {
+                    Ok("busy") => self.handle(Event::Busy(worker, run)).await,
+                    Ok("idle") => self.handle(Event::Idle(worker, run)).await,
+                    _ => {}
+                }
+                return;
+            }
+            ("cellferry_report", run) => {
+                match (message.parse_content(), run) {
+                    (Ok(report), Some(run)) => {
+                        self.handle(Event::Report(worker, run, Box::new(report)))
+                            .await
+                    }
+                    (Err(error), _) => tracing::error!(
+                        "worker {} sent a report that cannot be read: {error}",
+                        worker.0
+                    ),
+                    (_, None) => {}
+                }
+                return;
+            }
+            ("iopub_welcome" | "shutdown_reply", _) => return,
+            ("status" | "execute_input", None) if ours || parent.msg_id.is_empty() => return,
+            ("comm_open", _) => self.comms.opened(&message.content, worker),
+            ("comm_close", _) => self.comms.closed(&message.content),
+            _ => {}
+        }
+        if ours {
+            // Output of a thread that a cell left behind, attributed to our own request.
+            if let Some(shown) = self.shown.get(&worker) {
+                message.parent_header = shown.clone();
+            }
+        }
+        message.identities = vec![Bytes::from(header.msg_type)];
+        self.publish(message);
+    }
+
+    async fn reply(&mut self, worker: WorkerId, message: Message) {
+        let Ok(header) = message.parse_header() else {
+            return;
+        };
+        let parent = message.parse_parent().unwrap_or_default();
+        if parent.session == self.author.session() {
+            self.own_reply(worker, &header, &parent, message).await;
+            return;
+        }
+        if let (Some(run), "execute_reply") = (
+            self.running.get(&parent.msg_id).copied(),
+            header.msg_type.as_str(),
+        ) {
+            let content = message.parse_content::<ReplyContent>();
+            let (failed, exception) = match content {
+                Ok(content) if content.status == "ok" => (false, None),
+                Ok(content) => (true, Some((content.ename, content.evalue))),
+                Err(_) => (true, None),
+            };
+            self.handle(Event::Replied(
+                worker,
+                run,
+                Box::new(Reply {
+                    message,
+                    failed,
+                    exception,
+                }),
+            ))
+            .await;
+            return;
+        }
+        if let Some(asked) = self.session.answered(worker, &parent.msg_id) {
+            self.send(&asked, message);
+        }
+    }
+
+    /// A worker's reply to a request of our own.
+    async fn own_reply(
+        &mut self,
+        worker: WorkerId,
+        header: &Header,
+        parent: &Header,
+        message: Message,
+    ) {
+        match header.msg_type.as_str() {
+            "cellferry_reply" => {
+                if let Some((transfer, taken)) = self.values.taken(&parent.msg_id, message) {
+                    self.handle(Event::Taken(transfer, taken)).await;
+                }
+            }
+            "execute_reply" => match message.parse_content::<ReplyContent>() {
+                Ok(content) if content.status == "ok" => {
+                    self.handle(Event::WorkerReady(worker)).await
+                }
+                Ok(ReplyContent { ename, evalue, .. }) => {
+                    let problem = self
+                        .agents
+                        .helper_problem(worker, &format!("{ename}: {evalue}"));
+                    self.agents.stop(worker);
+                    self.gone(worker, problem).await;
+                }
+                Err(error) => tracing::error!(
+                    "worker {} sent a reply that cannot be read: {error}",
+                    worker.0
+                ),
+            },
+            _ => {}
+        }
+    }
+
+    fn input_request(&mut self, worker: WorkerId, mut message: Message) {
+        let parent = message.parse_parent().unwrap_or_default();
+        let Some(asked) = self
+            .running
+            .get(&parent.msg_id)
+            .and_then(|run| self.session.request(*run))
+        else {
+            tracing::warn!("worker {} asks for input outside a cell", worker.0);
+            return;
+        };
+        message.identities = asked.message.identities.clone();
+        self.asking = Some(worker);
+        self.outbox.send(cellferry_kernel::Channel::Stdin, message);
+    }
+
+    // --- effects
+
+    async fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::StartWorker(worker, target) => {
+                if let Err(problem) = self.agents.start(worker, &target, &self.cells).await {
+                    // Not from within the session's own turn: as an event of its own.
+                    self.agents.report(worker, problem);
+                }
+            }
+            Effect::Status(asked, state) => self.status(&asked, state),
+            Effect::Input(asked, count) => {
+                let code = self.cells.code(&asked);
+                self.publish(self.author.message(
+                    "execute_input",
+                    Some(&asked.message),
+                    &json!({"code": code, "execution_count": count}),
+                ));
+            }
+            Effect::Error(asked, problem) => {
+                self.publish(self.author.message(
+                    "error",
+                    Some(&asked.message),
+                    &error_content(&problem),
+                ));
+            }
+            Effect::Note(asked, text) => {
+                self.publish(self.author.message(
+                    "stream",
+                    Some(&asked.message),
+                    &json!({"name": "stderr", "text": text}),
+                ));
+            }
+            Effect::Answer(asked, answer) => self.answer_ourselves(&asked, &answer),
+            Effect::Reply(asked, message) => {
+                self.running.remove(&asked.header.msg_id);
+                self.send(&asked, *message);
+            }
+            Effect::Run(worker, run, orders) => {
+                self.running
+                    .insert(orders.request.header.msg_id.clone(), run);
+                self.shown
+                    .insert(worker, orders.request.message.header.clone());
+                let parts = orders::execute_parts(*orders, &mut self.values);
+                self.agents.send(
+                    worker,
+                    ToAgent::Send {
+                        worker,
+                        channel: Channel::Shell,
+                        parts,
+                    },
+                );
+            }
+            Effect::Take {
+                transfer,
+                worker,
+                names,
+            } => match self
+                .values
+                .take(&self.author, transfer, &names, &mut self.agents)
+            {
+                Ok(message) => self.agents.send(
+                    worker,
+                    ToAgent::Send {
+                        worker,
+                        channel: Channel::Shell,
+                        parts: parts(message),
+                    },
+                ),
+                Err(problem) => self.agents.transfer_failed(transfer, problem),
+            },
+            Effect::Release(transfers) => self.values.release(&transfers),
+            Effect::Interrupt(worker) => self.agents.send(worker, ToAgent::Interrupt { worker }),
+            Effect::PassOn(worker, asked) => {
+                if asked.header.msg_type == "comm_open" {
+                    self.comms.opened(&asked.message.content, worker);
+                }
+                self.shown.insert(worker, asked.message.header.clone());
+                self.agents.send(
+                    worker,
+                    ToAgent::Send {
+                        worker,
+                        channel: asked.channel,
+                        parts: parts(asked.message.clone()),
+                    },
+                );
+            }
+            Effect::History(worker, cells) => {
+                let content = json!({"verb": "inputs", "cells": cells});
+                let message = self.author.message("cellferry_request", None, &content);
+                self.agents.send(
+                    worker,
+                    ToAgent::Send {
+                        worker,
+                        channel: Channel::Shell,
+                        parts: parts(message),
+                    },
+                );
+            }
+        }
+    }
+
+    fn answer_ourselves(&mut self, asked: &Asked, answer: &Answer) {
+        self.running.remove(&asked.header.msg_id);
+        let reply = asked.header.msg_type.replace("_request", "_reply");
+        match answer {
+            Answer::Failed(problem, count) => {
+                let mut content = error_content(problem);
+                content["status"] = json!("error");
+                content["execution_count"] = json!(count);
+                content["user_expressions"] = json!({});
+                content["payload"] = json!([]);
+                self.send(
+                    asked,
+                    self.author.message(&reply, Some(&asked.message), &content),
+                );
+            }
+            Answer::Aborted => {
+                self.send(
+                    asked,
+                    self.author.message(
+                        &reply,
+                        Some(&asked.message),
+                        &json!({"status": "aborted"}),
+                    ),
+                );
+            }
+            Answer::Unanswered(why) if asked.header.msg_type.ends_with("_request") => {
+                let content = json!({"status": "error", "ename": "WorkerGone", "evalue": why, "traceback": []});
+                self.send(
+                    asked,
+                    self.author.message(&reply, Some(&asked.message), &content),
+                );
+            }
+            Answer::Unanswered(_) => {}
+        }
+    }
+
+    fn install_helper(&mut self, worker: WorkerId) {
+        let message = orders::helper_message(&self.author, &self.agents.module_paths(worker));
+        self.agents.send(
+            worker,
+            ToAgent::Send {
+                worker,
+                channel: Channel::Shell,
+                parts: parts(message),
+            },
+        );
+    }
+
+    // --- to clients
+
+    fn publish(&self, message: Message) {
+        self.outbox.publish(message);
+    }
+
+    fn status(&self, asked: &Asked, state: &str) {
+        self.publish(self.author.message(
+            "status",
+            Some(&asked.message),
+            &json!({"execution_state": state}),
+        ));
+    }
+
+    /// Sends a message as the answer to `asked`, on its channel.
+    fn send(&self, asked: &Asked, mut message: Message) {
+        message.identities = asked.message.identities.clone();
+        let channel = match asked.channel {
+            Channel::Control => cellferry_kernel::Channel::Control,
+            _ => cellferry_kernel::Channel::Shell,
+        };
+        self.outbox.send(channel, message);
+    }
+
+    /// Answers a request that needs no worker, with busy and idle around it.
+    fn answer(&self, asked: &Asked, msg_type: &str, content: &serde_json::Value) {
+        self.status(asked, "busy");
+        self.send(
+            asked,
+            self.author.message(msg_type, Some(&asked.message), content),
+        );
+        self.status(asked, "idle");
+    }
+
+    async fn end(mut self) {
+        if let Some(Ending::Asked(incoming, restart)) = self.ending.take() {
+            let content = json!({"status": "ok", "restart": restart});
+            let mut reply =
+                self.author
+                    .message("shutdown_reply", Some(&incoming.message), &content);
+            self.publish(reply.clone());
+            reply.identities = incoming.message.identities.clone();
+            self.outbox.send(incoming.channel, reply);
+        }
+        self.agents.shutdown().await;
+        self.outbox.flush(FLUSH).await;
+    }
+}
+
+/// The name whose completion or documentation a client asks for.
+fn completed_name(content: &[u8]) -> Option<crate::name::Name> {
+    #[derive(Deserialize)]
+    struct Cursor {
+        code: String,
+        cursor_pos: Option<usize>,
+    }
+    let cursor: Cursor = serde_json::from_slice(content).ok()?;
+    let end = cursor.cursor_pos.unwrap_or(usize::MAX);
+    completion_root(&cursor.code, end.min(cursor.code.chars().count()))
+}
+
+fn error_content(problem: &Problem) -> serde_json::Value {
+    let line = if problem.evalue.is_empty() {
+        format!("\u{1b}[31m{}\u{1b}[39m", problem.ename)
+    } else {
+        format!("\u{1b}[31m{}\u{1b}[39m: {}", problem.ename, problem.evalue)
+    };
+    json!({"ename": problem.ename, "evalue": problem.evalue, "traceback": [line]})
+}
+
+/// A message as the wire carries it: without identities.
+fn parts(message: Message) -> Parts {
+    let mut parts = vec![
+        message.header,
+        message.parent_header,
+        message.metadata,
+        message.content,
+    ];
+    parts.extend(message.buffers);
+    parts
+}
+
+fn message(parts: Parts) -> Option<Message> {
+    let mut parts = parts.into_iter();
+    Some(Message {
+        identities: Vec::new(),
+        header: parts.next()?,
+        parent_header: parts.next()?,
+        metadata: parts.next()?,
+        content: parts.next()?,
+        buffers: parts.collect(),
+    })
+}

@@ -1,0 +1,76 @@
+//! The messages that go to a worker: a cell with its prelude, and the helper at start-up.
+
+use bytes::Bytes;
+use cellferry_kernel::Author;
+use cellferry_kernel::message::Message;
+use cellferry_wire::protocol::Parts;
+use serde_json::{Map, Value, json};
+
+use super::values::Values;
+use crate::analysis::DefinitionKind;
+use crate::ledger::Step;
+use crate::session::Orders;
+
+/// The helper that every Python worker gets, as source.
+const HELPER: &str = include_str!("../../workers/python/helper.py");
+
+/// The message that installs the helper; `paths` are further places of the user's own modules.
+pub fn helper_message(author: &Author, paths: &[String]) -> Message {
+    // JSON strings of ASCII text are Python literals too.
+    let code = format!(
+        "exec(compile({}, '<cellferry>', 'exec'), {{'PATHS': {}}})",
+        json!(HELPER),
+        json!(paths)
+    );
+    let content = json!({
+        "code": code, "silent": true, "store_history": false, "allow_stdin": false, "stop_on_error": false,
+        "user_expressions": {},
+    });
+    author.message("execute_request", None, &content)
+}
+
+/// The client's request as the worker gets it: its own header, so that everything the worker
+/// says of it has the right parent, with our orders in the metadata.
+pub fn execute_parts(orders: Orders, values: &mut Values) -> Parts {
+    let request = &orders.request.message;
+    let mut buffers = Vec::new();
+    let mut actions = Vec::new();
+    if !orders.inputs.is_empty() {
+        actions.push(json!({"do": "inputs", "cells": orders.inputs}));
+    }
+    if !orders.plan.drops.is_empty() {
+        actions.push(json!({"do": "drop", "names": orders.plan.drops}));
+    }
+    for step in &orders.plan.steps {
+        actions.push(match step {
+            Step::Define(defined) => json!({
+                "do": "define",
+                "binds": defined.definition.binds,
+                "source": defined.definition.source,
+                "line": defined.definition.line,
+                "cell": &*defined.cell,
+                "number": defined.number,
+                "magic": defined.definition.kind == DefinitionKind::Magic,
+            }),
+            Step::Put(put) => values.put_action(put, &mut buffers),
+        });
+    }
+    if !orders.plan.results.is_empty() {
+        actions.push(json!({"do": "results", "names": orders.plan.results}));
+    }
+    let mut metadata: Map<String, Value> =
+        serde_json::from_slice(&request.metadata).unwrap_or_default();
+    metadata.insert(
+        "cellferry".to_owned(),
+        json!({"count": orders.count, "actions": actions}),
+    );
+    let metadata = serde_json::to_vec(&metadata).unwrap_or_default();
+    let mut parts = vec![
+        request.header.clone(),
+        request.parent_header.clone(),
+        Bytes::from(metadata),
+        request.content.clone(),
+    ];
+    parts.extend(buffers);
+    parts
+}

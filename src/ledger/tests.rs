@@ -1,0 +1,215 @@
+use super::*;
+use crate::analysis::Definition;
+
+const HOME: WorkerId = WorkerId(0);
+const LAB: WorkerId = WorkerId(1);
+
+fn names(list: &[&str]) -> BTreeSet<Name> {
+    list.iter().map(|name| Name::from(*name)).collect()
+}
+
+fn value(kind: Kind, needs: &[&str]) -> Description {
+    Description {
+        kind,
+        type_name: "list".to_owned(),
+        needs: names(needs),
+    }
+}
+
+fn function(name: &str, needs: &[&str]) -> Definition {
+    Definition {
+        kind: DefinitionKind::Function,
+        binds: vec![Name::from(name)],
+        source: format!("def {name}(): pass"),
+        line: 1,
+        needs_now: BTreeSet::new(),
+        needs_later: names(needs),
+        decorated: false,
+    }
+}
+
+/// A cell that binds the given names.
+fn bind(
+    ledger: &mut Ledger,
+    worker: WorkerId,
+    number: u32,
+    bound: &[(&str, Kind)],
+    definitions: &[Definition],
+) {
+    let bound = bound
+        .iter()
+        .map(|(name, kind)| (Name::from(*name), value(*kind, &[])))
+        .collect();
+    let changes = Changes {
+        bound,
+        definitions,
+        ..Changes::default()
+    };
+    ledger.record(
+        worker,
+        number,
+        &Arc::from("cell"),
+        &Plan::default(),
+        changes,
+    );
+}
+
+fn must(list: &[&str]) -> Needed {
+    Needed {
+        must: names(list),
+        ..Needed::default()
+    }
+}
+
+/// Plans, takes what is missing and plans again, as a session does.
+fn bring(ledger: &Ledger, worker: WorkerId, needed: &Needed) -> Plan {
+    let mut arrived = Vec::new();
+    loop {
+        let plan = ledger.plan(worker, needed, &arrived, &BTreeSet::new());
+        if plan.takes.is_empty() {
+            return plan;
+        }
+        for taken in plan.takes.into_values() {
+            let names = taken
+                .into_iter()
+                .map(|name| (name, value(Kind::Value, &[])))
+                .collect();
+            arrived.push(Put {
+                names,
+                needs: BTreeSet::new(),
+                transfer: arrived.len() as u64,
+            });
+        }
+    }
+}
+
+#[test]
+fn nothing_moves_in_a_plain_notebook() {
+    let mut ledger = Ledger::default();
+    bind(
+        &mut ledger,
+        HOME,
+        1,
+        &[("x", Kind::Value), ("_1", Kind::Value)],
+        &[],
+    );
+    let plan = ledger.plan(HOME, &must(&["x", "_", "print"]), &[], &BTreeSet::new());
+    assert!(plan.is_empty() && plan.takes.is_empty());
+}
+
+#[test]
+fn a_value_that_can_change_moves_and_leaves_a_stale_copy() {
+    let mut ledger = Ledger::default();
+    bind(&mut ledger, HOME, 1, &[("x", Kind::Value)], &[]);
+    let plan = bring(&ledger, LAB, &must(&["x"]));
+    assert_eq!(plan.steps.len(), 1);
+    ledger.record(LAB, 2, &Arc::from(""), &plan, Changes::default());
+    assert_eq!(ledger.holders("x").collect::<Vec<_>>(), [LAB]);
+    // A cell at home that does not read it drops it; one that does gets it back.
+    assert_eq!(bring(&ledger, HOME, &must(&[])).drops, [Name::from("x")]);
+    let back = bring(&ledger, HOME, &must(&["x"]));
+    assert!(back.drops.is_empty());
+    ledger.record(HOME, 3, &Arc::from(""), &back, Changes::default());
+    assert_eq!(ledger.holders("x").collect::<Vec<_>>(), [HOME]);
+}
+
+#[test]
+fn what_cannot_change_is_current_in_many_places() {
+    let mut ledger = Ledger::default();
+    bind(&mut ledger, HOME, 1, &[("n", Kind::Atom)], &[]);
+    let plan = bring(&ledger, LAB, &must(&["n"]));
+    ledger.record(LAB, 2, &Arc::from(""), &plan, Changes::default());
+    assert_eq!(ledger.holders("n").count(), 2);
+    assert!(bring(&ledger, LAB, &must(&["n"])).is_empty());
+    bind(&mut ledger, HOME, 3, &[("n", Kind::Atom)], &[]);
+    assert_eq!(bring(&ledger, LAB, &must(&[])).drops, [Name::from("n")]);
+}
+
+#[test]
+fn a_function_brings_what_it_needs_through_any_depth() {
+    let mut ledger = Ledger::default();
+    let definitions = [function("f", &["g"]), function("g", &["data"])];
+    let bound = [
+        ("f", Kind::Function),
+        ("g", Kind::Function),
+        ("data", Kind::Value),
+        ("other", Kind::Value),
+    ];
+    bind(&mut ledger, HOME, 1, &bound, &definitions);
+    let plan = bring(&ledger, LAB, &must(&["f"]));
+    assert_eq!(plan.steps.len(), 3, "{:?}", plan.steps);
+    ledger.record(LAB, 2, &Arc::from(""), &plan, Changes::default());
+    // Data that a function at the target reads is brought again when it changes.
+    bind(&mut ledger, HOME, 3, &[("data", Kind::Value)], &[]);
+    let plan = bring(&ledger, LAB, &must(&["f"]));
+    assert!(
+        matches!(plan.steps.as_slice(), [Step::Put(_)]),
+        "{:?}",
+        plan.steps
+    );
+}
+
+#[test]
+fn a_deleted_name_is_dropped_everywhere() {
+    let mut ledger = Ledger::default();
+    bind(&mut ledger, HOME, 1, &[("n", Kind::Atom)], &[]);
+    let plan = bring(&ledger, LAB, &must(&["n"]));
+    ledger.record(LAB, 2, &Arc::from(""), &plan, Changes::default());
+    let changes = Changes {
+        deleted: vec![Name::from("n")],
+        ..Changes::default()
+    };
+    ledger.record(HOME, 3, &Arc::from(""), &Plan::default(), changes);
+    let plan = bring(&ledger, LAB, &must(&["n"]));
+    assert_eq!((plan.steps.len(), plan.drops), (0, vec![Name::from("n")]));
+}
+
+#[test]
+fn a_dead_worker_loses_values_but_not_definitions() {
+    let mut ledger = Ledger::default();
+    bind(
+        &mut ledger,
+        LAB,
+        4,
+        &[("x", Kind::Value), ("f", Kind::Function)],
+        &[function("f", &[])],
+    );
+    ledger.worker_lost(LAB, "`lab`");
+    let plan = ledger.plan(HOME, &must(&["x", "f"]), &[], &BTreeSet::new());
+    assert_eq!(plan.lost.len(), 1);
+    assert_eq!(plan.lost[0].1.made_by, 4);
+    assert!(matches!(plan.steps.as_slice(), [Step::Define(_)]));
+    // A cell that may do without is not held up.
+    let may = Needed {
+        may: names(&["x"]),
+        ..Needed::default()
+    };
+    assert!(
+        ledger
+            .plan(HOME, &may, &[], &BTreeSet::new())
+            .lost
+            .is_empty()
+    );
+}
+
+#[test]
+fn the_last_results_are_those_of_the_notebook() {
+    let mut ledger = Ledger::default();
+    bind(
+        &mut ledger,
+        HOME,
+        1,
+        &[("_1", Kind::Atom), ("_", Kind::Atom)],
+        &[],
+    );
+    bind(
+        &mut ledger,
+        LAB,
+        2,
+        &[("_2", Kind::Atom), ("_", Kind::Atom)],
+        &[],
+    );
+    let plan = bring(&ledger, HOME, &must(&["_"]));
+    assert_eq!(plan.results, [Name::from("_2"), Name::from("_1")]);
+    assert_eq!(plan.steps.len(), 1);
+}

@@ -1,0 +1,425 @@
+//! `cellferry.toml`: the targets that the user names, and what is wrong with it.
+//!
+//! A fault in one target harms no cell but those that use it.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use toml::Value;
+
+use crate::session::HOME;
+use crate::spelling::nearest;
+
+/// The name of the file.
+pub const FILE: &str = "cellferry.toml";
+
+const TYPES: [&str; 5] = ["local", "ssh", "slurm", "container", "kubernetes"];
+const LOCAL_KEYS: [&str; 5] = ["type", "python", "workdir", "workers", "env"];
+const HOME_KEYS: [&str; 3] = ["type", "python", "env"];
+
+/// All targets in sight of a notebook.
+#[derive(Clone, Debug, Default)]
+pub struct Targets {
+    targets: BTreeMap<String, Result<Target, ConfigError>>,
+    /// The files looked at, nearest first.
+    pub files: Vec<PathBuf>,
+}
+
+/// A target, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its name.
+    pub name: String,
+    /// The file that defines it; `None` for what is always there.
+    pub defined_in: Option<PathBuf>,
+    /// The Python of its workers, as written: a path (`~` for the home directory) or a name on `PATH`.
+    pub python: Option<String>,
+    /// The working directory of its workers.
+    pub workdir: Option<PathBuf>,
+    /// How many workers it may have.
+    pub workers: NonZeroU32,
+    /// Variables of its workers' environment.
+    pub env: BTreeMap<String, String>,
+}
+
+/// What is wrong with a configuration file or a target.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read `{file}`: {reason}")]
+    Unreadable {
+        /// The file.
+        file: String,
+        /// Why.
+        reason: String,
+    },
+    /// The file is not TOML.
+    #[error("`{file}` is not valid TOML: {reason}")]
+    Syntax {
+        /// The file.
+        file: String,
+        /// What and where, with line and column.
+        reason: String,
+    },
+    /// A key or value is wrong.
+    #[error("`{path}` in `{file}`: {problem}")]
+    Invalid {
+        /// The key's path.
+        path: String,
+        /// The file.
+        file: String,
+        /// What is wrong, and the nearest valid word.
+        problem: String,
+    },
+    /// Nobody defines the target.
+    #[error("no target `{name}`{hint}; {looked}")]
+    Unknown {
+        /// The name asked for.
+        name: String,
+        /// The nearest name, as a question.
+        hint: String,
+        /// Where it was looked for.
+        looked: String,
+    },
+}
+
+impl Targets {
+    /// Reads the file beside the notebook, those above it, and the user's own, nearest first.
+    pub fn load(notebook_dir: &Path, user_dir: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut targets = Self::default();
+        let above = notebook_dir.ancestors().map(|folder| folder.join(FILE));
+        let user = user_dir.map(|folder| folder.join(FILE));
+        for file in above.chain(user) {
+            match std::fs::read_to_string(&file) {
+                Ok(text) => targets.add(&file, &text)?,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+                    ) => {}
+                Err(error) => {
+                    return Err(ConfigError::Unreadable {
+                        file: file.display().to_string(),
+                        reason: error.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(targets)
+    }
+
+    /// The user's configuration directory for Cellferry.
+    pub fn user_dir() -> Option<PathBuf> {
+        use etcetera::BaseStrategy;
+        etcetera::choose_base_strategy()
+            .ok()
+            .map(|strategy| strategy.config_dir().join("cellferry"))
+    }
+
+    fn add(&mut self, file: &Path, text: &str) -> Result<(), ConfigError> {
+        let shown = file.display().to_string();
+        self.files.push(file.to_owned());
+        let table: toml::Table =
+            text.parse()
+                .map_err(|error: toml::de::Error| ConfigError::Syntax {
+                    file: shown.clone(),
+                    reason: error.to_string().trim_end().to_owned(),
+                })?;
+        let invalid = |path: &str, problem: String| ConfigError::Invalid {
+            path: path.to_owned(),
+            file: shown.clone(),
+            problem,
+        };
+        for key in table.keys().filter(|key| *key != "targets") {
+            return Err(invalid(
+                key,
+                format!("unknown key{}", nearest(key, ["targets"])),
+            ));
+        }
+        let Some(targets) = table.get("targets") else {
+            return Ok(());
+        };
+        let Value::Table(targets) = targets else {
+            return Err(invalid("targets", "must be a table of targets".to_owned()));
+        };
+        for (name, value) in targets {
+            let target = read_target(name, value, file);
+            self.targets.entry(name.clone()).or_insert(target);
+        }
+        Ok(())
+    }
+
+    /// The target of that name.
+    pub fn get(&self, name: &str) -> Result<Target, ConfigError> {
+        if let Some(target) = self.targets.get(name) {
+            return target.clone();
+        }
+        if name == HOME {
+            return Ok(Target {
+                name: HOME.to_owned(),
+                defined_in: None,
+                python: None,
+                workdir: None,
+                workers: NonZeroU32::MIN,
+                env: BTreeMap::new(),
+            });
+        }
+        if name.starts_with("ssh:") {
+            return Err(ConfigError::Unknown {
+                name: name.to_owned(),
+                hint: ": targets of type `ssh` are not supported yet".to_owned(),
+                looked: "use a target of type `local`".to_owned(),
+            });
+        }
+        let names = self.targets.keys().map(String::as_str).chain([HOME]);
+        let looked = if self.files.is_empty() {
+            format!(
+                "there is no `{FILE}` beside the notebook or above it; define it there as [targets.{name}]"
+            )
+        } else {
+            let files: Vec<String> = self
+                .files
+                .iter()
+                .map(|file| format!("`{}`", file.display()))
+                .collect();
+            format!("{} defines {}", files.join(", "), self.names())
+        };
+        Err(ConfigError::Unknown {
+            name: name.to_owned(),
+            hint: nearest(name, names),
+            looked,
+        })
+    }
+
+    /// All targets, with what is wrong with them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Result<Target, ConfigError>)> {
+        self.targets
+            .iter()
+            .map(|(name, target)| (name.as_str(), target))
+    }
+
+    fn names(&self) -> String {
+        if self.targets.is_empty() {
+            return "no target".to_owned();
+        }
+        self.targets
+            .keys()
+            .map(|name| format!("`{name}`"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+}
+
+fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigError> {
+    let invalid = |key: &str, problem: String| ConfigError::Invalid {
+        path: if key.is_empty() {
+            format!("targets.{name}")
+        } else {
+            format!("targets.{name}.{key}")
+        },
+        file: file.display().to_string(),
+        problem,
+    };
+    let Value::Table(table) = value else {
+        return Err(invalid("", "must be a table".to_owned()));
+    };
+    let kind = match table.get("type") {
+        Some(Value::String(kind)) => kind.as_str(),
+        Some(_) => return Err(invalid("type", "must be a string".to_owned())),
+        None if name == HOME => "local",
+        None => {
+            return Err(invalid(
+                "type",
+                "is missing; for workers on this machine write type = \"local\"".to_owned(),
+            ));
+        }
+    };
+    if !TYPES.contains(&kind) {
+        return Err(invalid(
+            "type",
+            format!("unknown type `{kind}`{}", nearest(kind, TYPES)),
+        ));
+    }
+    if kind != "local" {
+        return Err(invalid(
+            "type",
+            format!("targets of type `{kind}` are not supported yet; use `local`"),
+        ));
+    }
+    let keys: &[&str] = if name == HOME {
+        &HOME_KEYS
+    } else {
+        &LOCAL_KEYS
+    };
+    if let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) {
+        return Err(invalid(
+            key,
+            format!("unknown key{}", nearest(key, keys.iter().copied())),
+        ));
+    }
+    let text = |key: &str| match table.get(key) {
+        None => Ok(None),
+        Some(Value::String(text)) if !text.is_empty() => Ok(Some(text.clone())),
+        Some(_) => Err(invalid(
+            key,
+            "must be a string that is not empty".to_owned(),
+        )),
+    };
+    let workers = match table.get("workers") {
+        None => NonZeroU32::MIN,
+        Some(Value::Integer(count)) => u32::try_from(*count)
+            .ok()
+            .and_then(NonZeroU32::new)
+            .ok_or_else(|| invalid("workers", "must be at least 1".to_owned()))?,
+        Some(_) => return Err(invalid("workers", "must be a whole number".to_owned())),
+    };
+    let mut env = BTreeMap::new();
+    match table.get("env") {
+        None => {}
+        Some(Value::Table(variables)) => {
+            for (variable, value) in variables {
+                let Value::String(value) = value else {
+                    return Err(invalid(
+                        &format!("env.{variable}"),
+                        "must be a string".to_owned(),
+                    ));
+                };
+                env.insert(variable.clone(), value.clone());
+            }
+        }
+        Some(_) => return Err(invalid("env", "must be a table of strings".to_owned())),
+    }
+    let base = file.parent().unwrap_or(Path::new(""));
+    // A path with a slash is relative to the file; a bare name is looked for on PATH.
+    let relative = |path: String| {
+        if path.starts_with('~') {
+            path
+        } else {
+            base.join(path).display().to_string()
+        }
+    };
+    Ok(Target {
+        name: name.to_owned(),
+        defined_in: Some(file.to_owned()),
+        python: text("python")?.map(|python| {
+            if python.contains('/') {
+                relative(python)
+            } else {
+                python
+            }
+        }),
+        workdir: text("workdir")?.map(|workdir| PathBuf::from(relative(workdir))),
+        workers,
+        env,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn targets(text: &str) -> Result<Targets, ConfigError> {
+        let mut targets = Targets::default();
+        targets.add(Path::new("/n/cellferry.toml"), text)?;
+        Ok(targets)
+    }
+
+    fn problem(text: &str, name: &str) -> String {
+        targets(text)
+            .and_then(|targets| targets.get(name))
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn a_local_target_is_read_with_paths_relative_to_its_file() {
+        let text = "[targets.lab]\ntype='local'\npython='env/bin/python'\nworkdir='w'\nworkers=3\nenv={A='1'}";
+        let lab = targets(text).unwrap().get("lab").unwrap();
+        assert_eq!(lab.python.as_deref(), Some("/n/env/bin/python"));
+        assert_eq!(lab.workdir, Some(PathBuf::from("/n/w")));
+        assert_eq!((lab.workers.get(), lab.env["A"].as_str()), (3, "1"));
+        let plain = targets("[targets.lab]\ntype='local'\npython='python3.12'")
+            .unwrap()
+            .get("lab")
+            .unwrap();
+        assert_eq!(plain.python.as_deref(), Some("python3.12"));
+    }
+
+    #[test]
+    fn home_is_always_there() {
+        assert_eq!(Targets::default().get("home").unwrap().name, "home");
+        let home = targets("[targets.home]\npython='/p'")
+            .unwrap()
+            .get("home")
+            .unwrap();
+        assert_eq!(home.python.as_deref(), Some("/p"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_the_nearest_word() {
+        let good = "[targets.lab]\ntype='local'\n";
+        let cases = [
+            (good, "lap", "did you mean `lab`"),
+            ("[targets.lab]\ntype='lokal'", "lab", "did you mean `local`"),
+            (
+                "[targets.lab]\ntype='local'\nworkerz=2",
+                "lab",
+                "`targets.lab.workerz` in `/n/cellferry.toml`: unknown key; did you mean `workers`",
+            ),
+            (
+                "[targets.lab]\ntype='local'\nworkers=0",
+                "lab",
+                "at least 1",
+            ),
+            (
+                "[targets.lab]\ntype='local'\nworkers='2'",
+                "lab",
+                "whole number",
+            ),
+            (
+                "[targets.lab]\ntype='local'\nenv={A=1}",
+                "lab",
+                "targets.lab.env.A",
+            ),
+            (
+                "[targets.lab]\ntype='ssh'\nhost='x'",
+                "lab",
+                "not supported yet",
+            ),
+            ("[targets.lab]\nhost='x'", "lab", "is missing"),
+            ("targets=3", "lab", "must be a table"),
+            ("[target.lab]\n", "lab", "did you mean `targets`"),
+            ("[targets.lab\n", "lab", "line 1"),
+            (good, "ssh:x", "not supported yet"),
+        ];
+        for (text, name, expected) in cases {
+            let found = problem(text, name);
+            assert!(found.contains(expected), "{text:?}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_bad_target_harms_no_other() {
+        let both = targets("[targets.a]\ntype='nonsense'\n[targets.b]\ntype='local'").unwrap();
+        assert!(both.get("a").is_err());
+        assert!(both.get("b").is_ok());
+    }
+
+    #[test]
+    fn the_nearest_file_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("a/b");
+        std::fs::create_dir_all(&inner).unwrap();
+        std::fs::write(
+            folder.path().join(FILE),
+            "[targets.x]\ntype='local'\nworkers=1\n[targets.y]\ntype='local'",
+        )
+        .unwrap();
+        std::fs::write(inner.join(FILE), "[targets.x]\ntype='local'\nworkers=5").unwrap();
+        let targets = Targets::load(&inner, None).unwrap();
+        assert_eq!(targets.get("x").unwrap().workers.get(), 5);
+        assert!(targets.get("y").is_ok());
+    }
+}
