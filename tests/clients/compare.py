@@ -15,9 +15,9 @@ from nbclient import NotebookClient
 VARYING = [
     (re.compile(r"0x[0-9a-f]{6,16}\b"), "0xADDRESS"),
     (re.compile(r"[^\s\"']*/ipykernel_\d+/\d+\.py"), "CELL.py"),
-    (re.compile(r"\b[0-9a-f]{32}\b"), "MODEL"),
+    (re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"), "MODEL"),
     (re.compile(r"[\d.]+(?:e[+-]?\d+)? ?(?:ns|[µμu]s|ms|s|min)\b"), "TIME"),
-    (re.compile(r"\d\d:\d\d<[\d:?]+, +[\d.?]+(?:it/s|s/it)"), "RATE"),
+    (re.compile(r"\d\d:\d\d(?:<|&lt;)[\d:?]+, +[\d.?]+(?:it/s|s/it)"), "RATE"),
 ]
 
 
