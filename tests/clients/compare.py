@@ -17,15 +17,17 @@ VARYING = [
     (re.compile(r"[^\s\"']*/ipykernel_\d+/\d+\.py"), "CELL.py"),
     (re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"), "MODEL"),
     (re.compile(r"[\d.]+(?:e[+-]?\d+)? ?(?:ns|[µμu]s|ms|s|min)\b"), "TIME"),
-    (re.compile(r"\d\d:\d\d(?:<|&lt;)[\d:?]+, +[\d.?]+(?:it/s|s/it)"), "RATE"),
+    (re.compile(r"\d\d:\d\d(?:<|&lt;)[\d:?]+,\s+[\d.?]+(?:it/s|s/it)"), "RATE"),
 ]
 
 
-def notebook(*cells, metadata=True, parameters=None):
+def notebook(*cells, metadata=True, parameters=None, kernel_name="python3"):
     """A notebook from cells: a source, or a pair of source and target name.
 
     Without `metadata` the targets are left out: the notebook as an ordinary kernel would run it."""
     made = nbformat.v4.new_notebook()
+    made.metadata["kernelspec"] = {"name": kernel_name, "display_name": kernel_name, "language": "python"}
+    made.metadata["language_info"] = {"name": "python"}
     for number, cell in enumerate(cells):
         source, target = cell if isinstance(cell, tuple) else (cell, None)
         new = nbformat.v4.new_code_cell(source, id=f"cell-{number}")
