@@ -406,6 +406,8 @@ impl Process {
         outbox: &mpsc::Sender<FromAgent>,
     ) {
         match received.map(|frames| Message::decode(frames.into_vec(), &self.signer)) {
+            // What answers the agent's own requests concerns nobody else.
+            Ok(Ok(message)) if message.parse_parent().is_some_and(|parent| parent.session == self.author.session()) => {}
             Ok(Ok(message)) => {
                 let _ = outbox
                     .send(FromAgent::Received {

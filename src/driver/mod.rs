@@ -4,6 +4,7 @@
 mod agents;
 mod cells;
 mod comms;
+mod history;
 mod information;
 mod orders;
 mod parent;
@@ -432,6 +433,10 @@ impl Driver {
             return;
         }
         if let Some(asked) = self.session.answered(worker, &parent.msg_id) {
+            let message = match header.msg_type.as_str() {
+                "history_reply" => history::with_session(&asked.message.content, message),
+                _ => message,
+            };
             self.send(&asked, message);
         }
     }

@@ -72,6 +72,12 @@ def own_world(mark, patch):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def base_folder(tmp_path_factory):
+    """pytest's own folder must not be made inside the world of the first test."""
+    return tmp_path_factory.getbasetemp()
+
+
 @pytest.fixture(autouse=True)
 def world(mark, monkeypatch, tmp_path):
     """Each test's own world."""
