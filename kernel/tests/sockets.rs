@@ -153,10 +153,8 @@ impl Bed {
         let endpoint = self.file.endpoint(self.file.hb_port);
         soon(heart.connect(&endpoint)).await.unwrap();
         soon(heart.send("ping".into())).await.unwrap();
-        assert_eq!(
-            soon(heart.recv()).await.unwrap(),
-            ZmqMessage::from("ping".to_owned())
-        );
+        let back = soon(heart.recv()).await.unwrap().into_vec();
+        assert_eq!(back, [Bytes::from_static(b"ping")]);
     }
 
     /// A client that speaks ZMTP by hand and reads only what it must.
