@@ -7,8 +7,11 @@ pub mod author;
 pub mod connection;
 pub mod iopub;
 pub mod message;
+mod outgoing;
+mod router;
 pub mod signing;
 mod sockets;
+mod zmtp;
 
 pub use author::Author;
 pub use sockets::{BindError, Channel, Frontend, Incoming, Outbox, bind};

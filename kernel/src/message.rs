@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::signing::Signer;
 
 /// Separates the routing identities from the signed parts.
-const DELIMITER: &[u8] = b"<IDS|MSG>";
+pub(crate) const DELIMITER: &[u8] = b"<IDS|MSG>";
 
 /// One message of any channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub enum DecodeError {
     #[error("message with a signature that does not match")]
     BadSignature,
     /// A part that must be a JSON object is not.
-    #[error("message whose {part} is not valid JSON")]
+    #[error("message whose {part} is not a JSON object")]
     NotJson {
         /// `header`, `parent header`, `metadata` or `content`.
         part: &'static str,
@@ -85,7 +85,7 @@ impl Message {
             .iter()
             .zip(["header", "parent header", "metadata", "content"])
         {
-            if serde_json::from_slice::<serde::de::IgnoredAny>(part).is_err() {
+            if !is_object(part) {
                 return Err(DecodeError::NotJson { part: name });
             }
         }
@@ -126,5 +126,84 @@ impl Message {
     /// Reads the content as `T`.
     pub fn parse_content<'a, T: Deserialize<'a>>(&'a self) -> Result<T, serde_json::Error> {
         serde_json::from_slice(&self.content)
+    }
+}
+
+/// Whether `part` is one JSON object in UTF-8; looks at it once and builds nothing.
+fn is_object(part: &[u8]) -> bool {
+    part.trim_ascii_start().first() == Some(&b'{')
+        && std::str::from_utf8(part)
+            .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> Message {
+        Message {
+            identities: vec![Bytes::from_static(b"a"), Bytes::from_static(b"")],
+            header: Bytes::from_static(b"{\"msg_id\":\"1\",\"msg_type\":\"x\",\"new\":[1]}"),
+            parent_header: Bytes::from_static(b" {}"),
+            metadata: Bytes::from_static(b"{}"),
+            content: Bytes::from_static(b"{\"code\":\"1\"}"),
+            buffers: vec![Bytes::from_static(b"\0\xff")],
+        }
+    }
+
+    #[test]
+    fn a_message_comes_back_as_it_was() {
+        let signer = Signer::new(b"k");
+        let back = Message::decode(message().encode(&signer), &signer).unwrap();
+        assert_eq!(back, message());
+        assert_eq!(back.parse_header().unwrap().msg_id, "1");
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_refused() {
+        let signer = Signer::new(b"k");
+        for wrong in [
+            &b"[]"[..],
+            b"1",
+            b"",
+            b"{",
+            b"{} {}",
+            b"{\"a\":\"\xff\"}",
+            b"null",
+        ] {
+            let mut message = message();
+            message.content = Bytes::copy_from_slice(wrong);
+            assert_eq!(
+                Message::decode(message.encode(&signer), &signer),
+                Err(DecodeError::NotJson { part: "content" }),
+                "{wrong:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn frames_that_are_no_message_are_refused() {
+        let signer = Signer::new(b"k");
+        let decode = |frames: &[&'static [u8]]| {
+            let frames = frames
+                .iter()
+                .map(|frame| Bytes::from_static(frame))
+                .collect();
+            Message::decode(frames, &signer).unwrap_err()
+        };
+        assert_eq!(decode(&[]), DecodeError::NoDelimiter);
+        assert_eq!(
+            decode(&[b"a", b"<IDS|MSG>", b"{}"]),
+            DecodeError::TooShort(1)
+        );
+        assert_eq!(
+            decode(&[b"a", b"<IDS|MSG>", b"00", b"{}", b"{}", b"{}", b"{}"]),
+            DecodeError::BadSignature
+        );
+        let frames = message().encode(&Signer::new(b"another"));
+        assert_eq!(
+            Message::decode(frames, &signer),
+            Err(DecodeError::BadSignature)
+        );
     }
 }
