@@ -16,13 +16,14 @@ from playwright.sync_api import sync_playwright
 from processes import wait_until
 
 LEFT, RIGHT = "left", "right"
-PATIENCE = 60_000  # milliseconds
+PATIENCE = 30_000  # milliseconds
 
 WAIT_FOR = "import os, time\nwhile not os.path.exists('{gate}'):\n    time.sleep(0.01)\n"
 
 
-def fetched(url):
-    with urllib.request.urlopen(url, timeout=2) as reply:
+def fetched(url, method="GET"):
+    """The body of the answer to a request, within a few seconds or an `OSError`."""
+    with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=20) as reply:
         return reply.read()
 
 
@@ -33,7 +34,7 @@ def server(app, folder, log):
         sys.executable, "-m", "jupyterlab" if app == "lab" else "notebook", "--no-browser", "--allow-root", "--port=0",
         "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
         "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
-        "--LabApp.news_url=", f"--ServerApp.root_dir={folder}", "--LabServerApp.workspaces_dir=" + str(folder / "ws"),
+        "--LabApp.news_url=", f"--ServerApp.root_dir={folder}", f"--LabServerApp.workspaces_dir={log.parent}/workspaces",
     ]  # fmt: skip
     with open(log, "wb") as out:
         process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out)
@@ -63,8 +64,19 @@ def server(app, folder, log):
 class Page:
     """One open notebook."""
 
-    def __init__(self, page):
+    def __init__(self, page, address):
         self.page = page
+        self.address = address
+
+    def ready(self):
+        """Waits until the page is connected to an idle kernel: the indicator alone also says idle before there is one."""
+
+        def connected():
+            kernels = [session["kernel"] for session in json.loads(fetched(self.address + "api/sessions"))]
+            return any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels)
+
+        wait_until(connected, PATIENCE / 1000, "a connected, idle kernel")
+        self.idle()
 
     def idle(self):
         self.page.wait_for_selector(
@@ -108,8 +120,16 @@ class Page:
 
     def saved(self, path, condition):
         """Saves until the file holds what `condition` wants, and returns it."""
+
+        def read():
+            try:
+                made = nbformat.read(path, 4)
+            except nbformat.reader.NotJSONError:  # half written
+                return None
+            return made if condition(made) else None
+
         self.save()
-        return wait_until(lambda: (made := nbformat.read(path, 4)) and condition(made) and made, 20, f"a saved {path}")
+        return wait_until(read, 20, f"a saved {path}")
 
     def dialog(self, button):
         self.page.locator(f".jp-Dialog button:has-text('{button}')").last.click()
@@ -120,33 +140,44 @@ class BrowserTests:
 
     app = None
 
-    @pytest.fixture
-    def open_notebook(self, request, world, tmp_path, targets, kernel_name, pictures):
-        """Opens cells as a notebook under the kernel under test; takes a picture at the end."""
-        folder = tmp_path / "served"
-        folder.mkdir()
-        opened = []
-        with server(self.app, folder, world / "server.log") as address, sync_playwright() as playwright:
+    @pytest.fixture(scope="class")
+    def desk(self, module_world, tmp_path_factory):
+        """A server and a browser that the tests of a class share. Yields the address and the browser."""
+        root = tmp_path_factory.getbasetemp()
+        with server(self.app, root, module_world / "server.log") as address, sync_playwright() as playwright:
             browser = playwright.chromium.launch(
                 executable_path=shutil.which("chromium") or shutil.which("chromium-browser"),
                 args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
             )
             try:
-                page = browser.new_page(viewport={"width": 1280, "height": 1400})
-
-                def open_notebook(*cells):
-                    path = folder / "notebook.ipynb"
-                    nbformat.write(notebook(*cells, kernel_name=kernel_name), path)
-                    kind = "lab/tree" if self.app == "lab" else "notebooks"
-                    page.goto(f"{address}{kind}/notebook.ipynb")
-                    opened.append(Page(page))
-                    opened[0].idle()
-                    return opened[0], path
-
-                yield open_notebook
-                page.screenshot(path=pictures / f"{self.app}-{request.node.originalname}.png")
+                yield address, browser
             finally:
                 browser.close()
+
+    @pytest.fixture
+    def open_notebook(self, desk, request, tmp_path, tmp_path_factory, targets, kernel_name, pictures):
+        """Opens cells as a notebook under the kernel under test; takes a picture at the end."""
+        address, browser = desk
+        folder = tmp_path / "served"
+        folder.mkdir()
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
+
+        def open_notebook(*cells):
+            path = folder / "notebook.ipynb"
+            nbformat.write(notebook(*cells, kernel_name=kernel_name), path)
+            kind = "lab/tree" if self.app == "lab" else "notebooks"
+            page.goto(f"{address}{kind}/{path.relative_to(tmp_path_factory.getbasetemp())}?reset")
+            opened = Page(page, address)
+            opened.ready()
+            return opened, path
+
+        try:
+            yield open_notebook
+        finally:
+            page.screenshot(path=pictures / f"{self.app}-{request.node.originalname}.png")
+            page.close()
+            for session in json.loads(fetched(address + "api/sessions")):
+                fetched(f"{address}api/sessions/{session['id']}", method="DELETE")
 
     def test_run_all_as_in_ipykernel(self, open_notebook, tmp_path):
         cells = [
@@ -214,7 +245,7 @@ class BrowserTests:
         page.menu("Kernel", "Restart Kernel and Clear Outputs of All Cells…")
         page.dialog("Restart")
         page.page.wait_for_function("() => !document.querySelector('.jp-Notebook .jp-OutputArea-output')")
-        page.idle()
+        page.ready()
         page.run_all()
         page.finished()
         second = page.output(0).inner_text()
@@ -233,7 +264,7 @@ class BrowserTests:
         )
         page.run_all()
         page.finished()
-        page.page.get_by_text("not yet").wait_for(timeout=PATIENCE)
+        page.page.get_by_text("not yet", exact=True).wait_for(timeout=PATIENCE)
         page.page.locator(".widget-slider .noUi-handle").press("ArrowRight")
         page.page.get_by_role("button", name="press").click()
         page.page.get_by_text("pressed at 4").wait_for(timeout=PATIENCE)

@@ -1,0 +1,12 @@
+"""All benchmarks, one after another; exits with 1 if a bound was missed."""
+
+import sys
+
+import carry
+import latency
+import memory
+import start
+
+if __name__ == "__main__":
+    results = [bench.main() for bench in (start, latency, carry, memory)]
+    sys.exit(not all(results))
