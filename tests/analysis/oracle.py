@@ -23,6 +23,7 @@ FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 INLINE = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<generic parameters of ")
 # Names that the compiler adds to a class body or module on its own account.
 IMPLICIT = {
+    "__doc__",
     "__annotations__", "__name__", "__module__", "__qualname__", "__classdict__",
     "__conditional_annotations__", "__static_attributes__", "__firstlineno__",
     "__classdictcell__", "__type_params__", "__annotate__", "__annotate_func__",
@@ -169,7 +170,7 @@ def judge(source):
     answer = {
         "reads_now": run.unbound_reads,
         "touched_now": run.reads,
-        "writes": run.writes | bound_by_table(source),
+        "writes": run.writes | (bound_by_table(source) - run.deletes),
         "deletes": run.deletes,
         "reads_later": later.reads,
         "changes_later": later.writes | later.deletes,
@@ -177,12 +178,15 @@ def judge(source):
         "surely": None if end is None else end[1],
     }
     answer = {k: v if v is None else sorted(v - drop) for k, v in answer.items()}
-    answer["definitions"] = definitions(tree, drop)
+    answer["definitions"] = definitions(tree)
     return answer
 
 
 def bound_by_table(source):
-    """Names bound at module level as the symbol table has them: also in code never compiled."""
+    """Names bound at module level as the symbol table has them: also in code never compiled.
+
+    The table counts `del x` as an assignment, too.
+    """
     try:
         table = symtable.symtable(source, "cell", "exec")
     except SyntaxError:  # a top-level await
@@ -194,7 +198,7 @@ def bound_by_table(source):
     } - {"*"}
 
 
-def definitions(tree, drop):
+def definitions(tree):
     """What each top-level `def` and `class` needs, compiled by itself."""
     future = [
         node for node in tree.body
@@ -211,6 +215,7 @@ def definitions(tree, drop):
             (frozenset(), frozenset(), frozenset()),
         )
         later = merged(run)
+        drop = IMPLICIT - {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
         found.append({
             "name": node.name,
             "line": min([node.lineno, *(d.lineno for d in node.decorator_list)]),
