@@ -79,7 +79,7 @@ class Run:
                     flow(handler, state)
             have, read, local = state
             if op in LOADS:
-                if is_class and op == "LOAD_NAME" and name in local:
+                if op == "LOAD_NAME" and (name in local or names_module(instructions, at)):
                     pass
                 else:
                     self.reads.add(name)
@@ -125,16 +125,28 @@ class Run:
         return end
 
 
+def names_module(instructions, at):
+    """Whether this is the compiler's own `__module__ = __name__` at the head of a class body."""
+    after = instructions[at + 1] if at + 1 < len(instructions) else None
+    return (
+        instructions[at].argval == "__name__"
+        and after is not None
+        and (after.opname, after.argval) == ("STORE_NAME", "__module__")
+    )
+
+
 def called(code, later):
     """Collects what a code object and those inside it do to the module namespace."""
     optimized = code.co_flags & inspect.CO_OPTIMIZED
     bound_here = set()
-    for instruction in dis.get_instructions(code):
+    instructions = [i for i in dis.get_instructions(code) if i.opname != "CACHE"]
+    for at, instruction in enumerate(instructions):
         name, op = instruction.argval, instruction.opname
         if op in ("LOAD_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS"):
             later.reads.add(name)
         elif op == "LOAD_NAME" and not optimized and name not in bound_here:
-            later.reads.add(name)
+            if not names_module(instructions, at):
+                later.reads.add(name)
         elif op == "STORE_NAME":
             bound_here.add(name)
         elif op == "STORE_GLOBAL":
