@@ -57,6 +57,10 @@ pub struct Definition {
     pub needs_now: BTreeSet<Name>,
     /// Names read when what it binds is called or used later.
     pub needs_later: BTreeSet<Name>,
+    /// Names bound, deleted or changed in place when what it binds is called or used later.
+    pub changes_later: BTreeSet<Name>,
+    /// Whether calling it may reach any name.
+    pub dynamic_later: Option<Dynamic>,
     /// Whether a decorator wraps it.
     pub decorated: bool,
 }

@@ -32,7 +32,9 @@ pub fn options(source: &str, comment: &str, errors: &mut Vec<MetadataError>) -> 
             path: format!("#| {key}"),
             problem,
         };
-        match serde_saphyr::from_str::<Value>(&block) {
+        // YAML 1.2: `y` and `on` are names, not booleans.
+        let options = serde_saphyr::options! { strict_booleans: true };
+        match serde_saphyr::from_str_with_options::<Value>(&block, options) {
             Ok(Value::Object(mut pair)) if pair.contains_key(&key) => {
                 if found.contains_key(&key) {
                     errors.push(wrong("given twice".to_owned()));

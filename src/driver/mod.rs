@@ -205,6 +205,11 @@ impl Driver {
                 let content = self.comms.info(&asked.message.content);
                 self.answer(&asked, "comm_info_reply", &content);
             }
+            (Channel::Shell, "execute_request")
+                if self.cells.code(&asked).trim() == "%cellferry status" =>
+            {
+                self.tell_status(&asked);
+            }
             (Channel::Shell, "execute_request") => match self.cells.read(&asked) {
                 Ok((request, cell)) => self.handle(Event::Execute(Box::new((request, cell)))).await,
                 Err(problem) => {
@@ -247,6 +252,29 @@ impl Driver {
                 .await
             }
         }
+    }
+
+    /// `%cellferry status`: answered at once, whatever runs.
+    fn tell_status(&self, asked: &Asked) {
+        let mut lines = vec![format!("metadata comes from {}", self.cells.source())];
+        let overview = self.session.overview();
+        lines.push(if overview.is_empty() {
+            "no cell runs or waits".to_owned()
+        } else {
+            overview.join("\n")
+        });
+        let text = json!({"name": "stdout", "text": lines.join("\n") + "\n"});
+        let content = json!({
+            "status": "ok", "execution_count": self.session.count(), "user_expressions": {}, "payload": [],
+        });
+        self.status(asked, "busy");
+        self.publish(self.author.message("stream", Some(&asked.message), &text));
+        self.send(
+            asked,
+            self.author
+                .message("execute_reply", Some(&asked.message), &content),
+        );
+        self.status(asked, "idle");
     }
 
     // --- from agents

@@ -80,11 +80,12 @@ impl Ledger {
             worker,
             names: BTreeSet::new(),
             instances: false,
+            everything: false,
         };
         for name in needed.must.iter().chain(&needed.may) {
             wanted.add(name);
         }
-        if needed.everything {
+        if needed.everything || wanted.everything {
             for name in self.entries.keys() {
                 wanted.add(name);
             }
@@ -199,6 +200,8 @@ struct Wanted<'a> {
     names: BTreeSet<Name>,
     /// Whether a value may hold instances of the notebook's own classes.
     instances: bool,
+    /// Whether a function may reach any name.
+    everything: bool,
 }
 
 impl Wanted<'_> {
@@ -214,6 +217,7 @@ impl Wanted<'_> {
             match &entry.content {
                 Content::Definition(chain, _) => {
                     for defined in chain {
+                        self.everything |= defined.definition.dynamic_later.is_some();
                         open.extend(defined.definition.needs_now.iter().cloned());
                         open.extend(defined.definition.needs_later.iter().cloned());
                     }

@@ -24,6 +24,8 @@ fn function(name: &str, needs: &[&str]) -> Definition {
         line: 1,
         needs_now: BTreeSet::new(),
         needs_later: names(needs),
+        changes_later: BTreeSet::new(),
+        dynamic_later: None,
         decorated: false,
     }
 }

@@ -1,6 +1,6 @@
 """Prints a table of the cells of an executed notebook: where each ran, with which values, and what it printed.
 
-Usage: where_cells_ran.py NOTEBOOK LOG, where LOG is the kernel's stderr with CELLFERRY_LOG=cellferry=info."""
+Usage: where.py NOTEBOOK LOG, where LOG is the kernel's stderr with CELLFERRY_LOG=cellferry=info."""
 
 import json
 import re
