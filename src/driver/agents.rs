@@ -240,6 +240,11 @@ impl Agents {
         }
     }
 
+    /// Where a worker is.
+    pub fn target(&self, worker: WorkerId) -> Option<&TargetName> {
+        self.workers.get(&worker).map(|place| &place.target)
+    }
+
     /// An agent's process has ended: its workers with it.
     pub fn agent_gone(&mut self, target: &TargetName) -> (Vec<WorkerId>, Problem) {
         self.links.remove(target);

@@ -533,6 +533,10 @@ impl Driver {
                     .insert(orders.request.header.msg_id.clone(), run);
                 self.shown
                     .insert(worker, orders.request.message.header.clone());
+                if let (Some(count), Some(target)) = (orders.count, self.agents.target(worker)) {
+                    let carried = orders.carried();
+                    tracing::info!("cell [{count}] runs on `{target}`{carried}");
+                }
                 let parts = orders::execute_parts(*orders, &mut self.values);
                 self.agents.send(
                     worker,

@@ -15,7 +15,7 @@ use cellferry_kernel::message::{Header, Message};
 use cellferry_wire::protocol::{Channel, WorkerId};
 use serde::Deserialize;
 
-use crate::ledger::{Changes, Description, Ledger, Lost, Plan, Put};
+use crate::ledger::{Changes, Description, Ledger, Lost, Plan, Put, Step};
 use crate::name::Name;
 use crate::session::run::{Run, State};
 
@@ -214,6 +214,21 @@ pub struct Orders {
     pub plan: Plan,
     /// Cells that ran elsewhere since the last one here: for `In` and the history.
     pub inputs: Vec<(u32, Arc<str>)>,
+}
+
+impl Orders {
+    /// The values carried to the worker for this cell, for the log: `, with `a`, `b``, or nothing.
+    pub fn carried(&self) -> String {
+        let names = self.plan.steps.iter().filter_map(|step| match step {
+            Step::Put(put) => Some(put.names.keys()),
+            Step::Define(_) => None,
+        });
+        let names: Vec<String> = names.flatten().map(|name| format!("`{name}`")).collect();
+        if names.is_empty() {
+            return String::new();
+        }
+        format!(", with {}", names.join(", "))
+    }
 }
 
 #[derive(Debug)]
