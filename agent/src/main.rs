@@ -21,11 +21,14 @@ fn main() -> ExitCode {
         .and_then(|runtime| Ok((runtime, program?)))
         .map_err(cellferry_agent::AgentError::from)
         .and_then(|(runtime, program)| {
-            runtime.block_on(serve(
+            let served = runtime.block_on(serve(
                 tokio::io::stdin(),
                 tokio::io::stdout(),
                 (&program, &["guard"]),
-            ))
+            ));
+            // Reading stdin cannot be cancelled; nothing waits for it.
+            runtime.shutdown_background();
+            served
         });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
