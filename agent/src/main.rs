@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use cellferry_agent::{guard, serve};
+use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -12,6 +13,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_env("CELLFERRY_LOG")
+                .unwrap_or_else(|_| EnvFilter::new("warn,zeromq=error")),
+        )
         .with_writer(std::io::stderr)
         .init();
     let program = std::env::current_exe();
