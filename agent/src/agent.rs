@@ -21,8 +21,8 @@ use crate::{AgentError, guard};
 /// How long workers have to end by themselves when the agent ends.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How many messages of workers may wait for the kernel.
-const BACKLOG: usize = 1024;
+/// How long the agent tries to hand the last messages to the kernel.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// An agent inside this process.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub struct Agent {
     run_dir: PathBuf,
     workers: HashMap<WorkerId, Handle>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
-    outbox: mpsc::Sender<FromAgent>,
+    outbox: mpsc::UnboundedSender<FromAgent>,
 }
 
 #[derive(Debug)]
@@ -43,8 +43,8 @@ struct Handle {
 
 impl Agent {
     /// An agent whose workers' files go into `run_dir`, and what its workers say.
-    pub fn local(run_dir: &Path) -> (Self, mpsc::Receiver<FromAgent>) {
-        let (outbox, inbox) = mpsc::channel(BACKLOG);
+    pub fn local(run_dir: &Path) -> (Self, mpsc::UnboundedReceiver<FromAgent>) {
+        let (outbox, inbox) = mpsc::unbounded_channel();
         let agent = Self {
             run_dir: run_dir.to_owned(),
             workers: HashMap::new(),
@@ -105,7 +105,7 @@ impl Agent {
         }
     }
 
-    /// Ends all workers and waits for them. What they still say must be received meanwhile.
+    /// Ends all workers and waits for them.
     pub async fn shutdown(mut self) {
         self.command(ToAgent::Shutdown);
         for task in self.tasks {
@@ -156,10 +156,15 @@ where
         }
     }
     agent.shutdown().await;
-    let _ = forwarding.await;
-    sender.finish();
-    let _ = tokio::time::timeout(GRACE, sender.closed()).await;
-    drop(run_dir);
+    let farewell = async {
+        let _ = forwarding.await;
+        sender.finish();
+        sender.closed().await;
+    };
+    // A kernel that does not read any more must not keep the agent.
+    let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    // The guard ends what is left of the workers, so the notes about them go after it.
     drop(guard);
+    drop(run_dir);
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use cellferry_agent::{guard, serve};
+use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -12,6 +13,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_env("CELLFERRY_LOG")
+                .unwrap_or_else(|_| EnvFilter::new("warn,zeromq=error")),
+        )
         .with_writer(std::io::stderr)
         .init();
     let program = std::env::current_exe();
@@ -21,11 +26,14 @@ fn main() -> ExitCode {
         .and_then(|runtime| Ok((runtime, program?)))
         .map_err(cellferry_agent::AgentError::from)
         .and_then(|(runtime, program)| {
-            runtime.block_on(serve(
+            let served = runtime.block_on(serve(
                 tokio::io::stdin(),
                 tokio::io::stdout(),
                 (&program, &["guard"]),
-            ))
+            ));
+            // Reading stdin cannot be cancelled; nothing waits for it.
+            runtime.shutdown_background();
+            served
         });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

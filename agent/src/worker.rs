@@ -15,6 +15,8 @@ use cellferry_kernel::signing::Signer;
 use cellferry_wire::protocol::{
     Channel, Exit, FromAgent, Parts, StartFailure, WorkerId, WorkerSpec,
 };
+use futures::StreamExt;
+use futures::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -23,8 +25,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use zeromq::util::PeerIdentity;
 use zeromq::{
-    DealerRecvHalf, DealerSendHalf, DealerSocket, Socket, SocketOptions, SocketRecv, SocketSend,
-    SubSocket, ZmqMessage,
+    DealerRecvHalf, DealerSendHalf, DealerSocket, Socket, SocketEvent, SocketOptions, SocketRecv,
+    SocketSend, SubSocket, ZmqMessage,
 };
 
 use crate::exit::{exit_of, signal_group};
@@ -36,8 +38,11 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 /// How often a starting worker's sockets are looked for.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// How long the last output of a dead worker is waited for.
+/// How long a dead worker must have been silent, where the ends of its sockets do not show.
 const LAST_OUTPUT: Duration = Duration::from_millis(200);
+
+/// How long a dead worker's output is read at most.
+const LAST_LIMIT: Duration = Duration::from_secs(5);
 
 /// How much of stderr is kept for last words, in bytes.
 const TAIL: usize = 4 << 10;
@@ -53,6 +58,8 @@ pub enum Command {
 
 type Tail = Arc<Mutex<VecDeque<u8>>>;
 
+type SocketEvents = futures::channel::mpsc::Receiver<SocketEvent>;
+
 /// Lives a worker's life and tells of it; its last message is `WorkerFailed` or `WorkerDown`.
 pub async fn live(
     worker: WorkerId,
@@ -60,27 +67,26 @@ pub async fn live(
     run_dir: PathBuf,
     group: Arc<AtomicU32>,
     mut commands: mpsc::UnboundedReceiver<Command>,
-    outbox: mpsc::Sender<FromAgent>,
+    outbox: mpsc::UnboundedSender<FromAgent>,
 ) {
     let place = run_dir.join(worker.0.to_string());
+    let mut early = Vec::new();
     let last = match Process::start(worker, &spec, &run_dir, &place).await {
-        Ok(mut process) => match process.connect(&mut commands).await {
+        Ok(mut process) => match process.connect(&mut commands, &mut early).await {
             Ok(channels) => {
                 group.store(process.group, Ordering::Release);
-                let _ = outbox
-                    .send(FromAgent::WorkerUp {
-                        worker,
-                        pid: process.group,
-                    })
-                    .await;
+                let _ = outbox.send(FromAgent::WorkerUp {
+                    worker,
+                    pid: process.group,
+                });
                 let exit = process
-                    .relay(worker, channels, &mut commands, &outbox)
+                    .relay(worker, channels, early, &mut commands, &outbox)
                     .await;
                 group.store(0, Ordering::Release);
                 FromAgent::WorkerDown {
                     worker,
                     exit,
-                    stderr_tail: process.tail(),
+                    stderr_tail: process.last_words().await,
                 }
             }
             Err(failure) => {
@@ -92,7 +98,7 @@ pub async fn live(
     };
     let _ = std::fs::remove_dir_all(&place);
     let _ = std::fs::remove_file(run_dir.join(format!("{}.pgid", worker.0)));
-    let _ = outbox.send(last).await;
+    let _ = outbox.send(last);
 }
 
 struct Process {
@@ -103,16 +109,24 @@ struct Process {
     signer: Signer,
     author: Author,
     tail: Tail,
+    /// Read stdout and stderr to their ends.
+    readers: Vec<tokio::task::JoinHandle<()>>,
 }
 
-struct Channels {
+struct Senders {
     shell: DealerSendHalf,
     control: DealerSendHalf,
     stdin: DealerSendHalf,
+}
+
+struct Channels {
+    senders: Senders,
     from_shell: DealerRecvHalf,
     from_control: DealerRecvHalf,
     from_stdin: DealerRecvHalf,
     iopub: SubSocket,
+    shell_events: SocketEvents,
+    iopub_events: SocketEvents,
 }
 
 impl Process {
@@ -165,12 +179,20 @@ impl Process {
             command.current_dir(workdir);
         }
         #[cfg(target_os = "linux")]
+        let agent = nix::unistd::Pid::this();
+        #[cfg(target_os = "linux")]
         // The worker dies with the thread that started it. The agent's runtime has one thread, so
         // that is the agent.
-        // SAFETY: prctl is async-signal-safe, and nothing else happens between fork and exec.
+        // SAFETY: prctl and getppid are async-signal-safe, and nothing else happens between fork and exec.
         unsafe {
-            command.pre_exec(|| {
-                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from)
+            command.pre_exec(move || {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                if nix::unistd::Pid::parent() == agent {
+                    Ok(())
+                } else {
+                    // The agent died before it could matter to us.
+                    Err(std::io::Error::from_raw_os_error(nix::libc::ESRCH))
+                }
             });
         }
         let mut child = command.spawn().map_err(|error| StartFailure::NoProgram {
@@ -182,11 +204,12 @@ impl Process {
             tracing::warn!("cannot note the process group of a worker: {error}");
         }
         let tail = Tail::default();
+        let mut readers = Vec::new();
         if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(keep_tail(stderr, tail.clone()));
+            readers.push(tokio::spawn(keep_tail(stderr, tail.clone())));
         }
         if let Some(stdout) = child.stdout.take() {
-            tokio::spawn(keep_tail(stdout, tail.clone()));
+            readers.push(tokio::spawn(keep_tail(stdout, tail.clone())));
         }
         Ok(Self {
             child,
@@ -195,122 +218,38 @@ impl Process {
             signer: Signer::new(key.as_bytes()),
             author: Author::new(),
             tail,
+            readers,
         })
     }
 
-    /// Connects to a starting worker; returns once it answers and its output arrives.
+    /// Connects to a starting worker; returns once it answers and its output arrives. Messages
+    /// that come meanwhile are kept in `early`.
     async fn connect(
         &mut self,
         commands: &mut mpsc::UnboundedReceiver<Command>,
+        early: &mut Vec<(Channel, Parts)>,
     ) -> Result<Channels, StartFailure> {
-        let deadline = Instant::now() + START_LIMIT;
-        let sockets: Vec<PathBuf> = (1..=5)
-            .map(|port| self.place.join(format!("s-{port}")))
-            .collect();
-        while !sockets.iter().all(|socket| socket.exists()) {
-            self.still_starting(deadline, commands).await?;
-            tokio::time::sleep(LOOK).await;
-        }
-        let identity = uuid::Uuid::new_v4().simple().to_string();
-        let mut channels = loop {
-            match self.open(&identity).await {
-                Ok(channels) => break channels,
-                Err(error) => {
-                    tracing::debug!("a starting worker does not accept yet: {error}");
-                    self.still_starting(deadline, commands).await?;
-                    tokio::time::sleep(LOOK).await;
-                }
+        let status = tokio::select! {
+            channels = ready(&self.place, &self.signer, &self.author) => return Ok(channels),
+            status = self.child.wait() => Some(status),
+            () = tokio::time::sleep(START_LIMIT) => None,
+            () = stopped(commands, early) => {
+                let exit = Exit { code: None, signal: None };
+                return Err(StartFailure::Exited { exit, stderr_tail: self.last_words().await });
             }
         };
-        let (mut answered, mut heard) = (false, false);
-        let mut asked = None;
-        while !(answered && heard) {
-            self.still_starting(deadline, commands).await?;
-            // Asked again now and then: output before the subscription took hold is lost.
-            if asked.is_none_or(|at: Instant| {
-                at.elapsed() > Duration::from_millis(if answered { 20 } else { 1000 })
-            }) {
-                let request = self.author.message("kernel_info_request", None, &json!({}));
-                let _ = send(&mut channels.shell, request, &self.signer).await;
-                asked = Some(Instant::now());
-            }
-            tokio::select! {
-                reply = channels.from_shell.recv() => answered |= reply.is_ok(),
-                output = channels.iopub.recv() => {
-                    // The welcome message of newer kernels says as much as a status does.
-                    heard |= output.is_ok();
-                }
-                () = tokio::time::sleep(LOOK) => {}
-            }
-        }
-        Ok(channels)
-    }
-
-    async fn open(&self, identity: &str) -> Result<Channels, zeromq::ZmqError> {
-        let endpoint =
-            |port: u8| format!("ipc://{}", self.place.join(format!("s-{port}")).display());
-        let dealer = async |port: u8| -> Result<DealerSocket, zeromq::ZmqError> {
-            let mut options = SocketOptions::default();
-            // The same on all three, so that the worker can ask for input whoever asked for the cell.
-            options.peer_identity(PeerIdentity::try_from(Bytes::from(identity.to_owned()))?);
-            let mut socket = DealerSocket::with_options(options);
-            socket.connect(&endpoint(port)).await?;
-            Ok(socket)
-        };
-        let (shell, from_shell) = dealer(1).await?.split();
-        let (control, from_control) = dealer(2).await?.split();
-        let (stdin, from_stdin) = dealer(3).await?.split();
-        let mut iopub = SubSocket::new();
-        iopub.connect(&endpoint(4)).await?;
-        iopub.subscribe("").await?;
-        Ok(Channels {
-            shell,
-            control,
-            stdin,
-            from_shell,
-            from_control,
-            from_stdin,
-            iopub,
-        })
-    }
-
-    /// An error if the worker has ended, was told to stop, or takes too long.
-    async fn still_starting(
-        &mut self,
-        deadline: Instant,
-        commands: &mut mpsc::UnboundedReceiver<Command>,
-    ) -> Result<(), StartFailure> {
-        if let Ok(Some(status)) = self.child.try_wait() {
-            // What it wrote last may not have been read yet.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            return Err(StartFailure::Exited {
-                exit: exit_of(Ok(status)),
-                stderr_tail: self.tail(),
-            });
-        }
-        if Instant::now() > deadline {
-            return Err(StartFailure::Timeout {
+        signal_group(self.group, Signal::SIGKILL);
+        let stderr_tail = self.last_words().await;
+        Err(match status {
+            Some(status) => StartFailure::Exited {
+                exit: exit_of(status),
+                stderr_tail,
+            },
+            None => StartFailure::Timeout {
                 seconds: START_LIMIT.as_secs(),
-                stderr_tail: self.tail(),
-            });
-        }
-        let stopped = loop {
-            match commands.try_recv() {
-                Ok(Command::Stop(_)) | Err(mpsc::error::TryRecvError::Disconnected) => break true,
-                Ok(_) => {}
-                Err(mpsc::error::TryRecvError::Empty) => break false,
-            }
-        };
-        if stopped {
-            return Err(StartFailure::Exited {
-                exit: Exit {
-                    code: None,
-                    signal: None,
-                },
-                stderr_tail: self.tail(),
-            });
-        }
-        Ok(())
+                stderr_tail,
+            },
+        })
     }
 
     /// Passes messages both ways until the worker has ended.
@@ -318,19 +257,24 @@ impl Process {
         &mut self,
         worker: WorkerId,
         channels: Channels,
+        early: Vec<(Channel, Parts)>,
         commands: &mut mpsc::UnboundedReceiver<Command>,
-        outbox: &mpsc::Sender<FromAgent>,
+        outbox: &mpsc::UnboundedSender<FromAgent>,
     ) -> Exit {
         let Channels {
-            mut shell,
-            mut control,
-            mut stdin,
+            mut senders,
             mut from_shell,
             mut from_control,
             mut from_stdin,
             mut iopub,
+            mut shell_events,
+            mut iopub_events,
         } = channels;
+        for (channel, parts) in early {
+            senders.send(channel, parts, &self.signer).await;
+        }
         let mut kill_at: Option<Instant> = None;
+        let mut commanded = true;
         let exit = loop {
             let forced = async {
                 match kill_at {
@@ -339,31 +283,28 @@ impl Process {
                 }
             };
             let (channel, received) = tokio::select! {
+                // What ends a worker comes first: it must not wait for a pause in its output.
                 biased;
-                command = commands.recv() => {
+                () = forced => {
+                    signal_group(self.group, Signal::SIGKILL);
+                    kill_at = None;
+                    continue;
+                }
+                command = commands.recv(), if commanded => {
                     match command {
                         Some(Command::Send(channel, parts)) => {
-                            if let Some(message) = message(parts) {
-                                let socket = match channel {
-                                    Channel::Control => &mut control,
-                                    Channel::Stdin => &mut stdin,
-                                    Channel::Shell | Channel::Iopub => &mut shell,
-                                };
-                                if let Err(error) = send(socket, message, &self.signer).await {
-                                    tracing::warn!("a message to a worker was lost: {error}");
-                                }
-                            }
+                            senders.send(channel, parts, &self.signer).await;
                         }
-                        Some(Command::Stop(_)) | None if kill_at.is_some() => {}
                         Some(Command::Stop(grace)) => {
                             let request = self.author.message("shutdown_request", None, &json!({"restart": false}));
-                            let _ = send(&mut control, request, &self.signer).await;
-                            kill_at = Some(Instant::now() + grace);
+                            let _ = send(&mut senders.control, request, &self.signer).await;
+                            let at = Instant::now() + grace;
+                            kill_at = Some(kill_at.map_or(at, |earlier| earlier.min(at)));
                         }
-                        None => kill_at = Some(Instant::now()),
-                    }
-                    if commands.is_closed() && kill_at.is_none() {
-                        kill_at = Some(Instant::now());
+                        None => {
+                            commanded = false;
+                            kill_at = Some(Instant::now());
+                        }
                     }
                     continue;
                 }
@@ -372,57 +313,64 @@ impl Process {
                 reply = from_control.recv() => (Channel::Control, reply),
                 request = from_stdin.recv() => (Channel::Stdin, request),
                 status = self.child.wait() => break exit_of(status),
-                () = forced => {
-                    signal_group(self.group, Signal::SIGKILL);
-                    kill_at = None;
-                    continue;
+            };
+            match received {
+                Ok(frames) => self.pass(worker, channel, frames, outbox),
+                Err(error) => {
+                    // A socket of a worker that is about to end; its end comes next.
+                    tracing::debug!("worker {}: {error}", worker.0);
+                    tokio::time::sleep(LOOK).await;
                 }
-            };
-            self.pass(worker, channel, received, outbox).await;
-        };
-        // What it said last may still be in the sockets.
-        let last = Instant::now() + LAST_OUTPUT;
-        loop {
-            let (channel, received) = tokio::select! {
-                output = iopub.recv() => (Channel::Iopub, output),
-                reply = from_shell.recv() => (Channel::Shell, reply),
-                () = tokio::time::sleep_until(last) => break,
-            };
-            if received.is_err() {
-                break;
             }
-            self.pass(worker, channel, received, outbox).await;
-        }
+        };
         // Children of the user's code do not outlive their worker.
         signal_group(self.group, Signal::SIGKILL);
+        // What it said last is still in the sockets, up to their ends. A process that left the
+        // group may hold them open, so silence is an end as well.
+        let last = Instant::now() + LAST_LIMIT;
+        let (mut shell_open, mut iopub_open) = (true, true);
+        while (shell_open || iopub_open) && Instant::now() < last {
+            tokio::select! {
+                biased;
+                output = iopub.recv(), if iopub_open => match output {
+                    Ok(frames) => self.pass(worker, Channel::Iopub, frames, outbox),
+                    Err(_) => iopub_open = false,
+                },
+                reply = from_shell.recv(), if shell_open => match reply {
+                    Ok(frames) => self.pass(worker, Channel::Shell, frames, outbox),
+                    Err(_) => shell_open = false,
+                },
+                event = iopub_events.next(), if iopub_open => iopub_open = !is_end(event.as_ref()),
+                event = shell_events.next(), if shell_open => shell_open = !is_end(event.as_ref()),
+                () = tokio::time::sleep(LAST_OUTPUT) => break,
+            }
+        }
         exit
     }
 
-    async fn pass(
+    /// Never waits: what is not taken from a worker's iopub socket is dropped there, beyond a
+    /// thousand messages, and a lost `idle` would leave its cell running for ever.
+    fn pass(
         &self,
         worker: WorkerId,
         channel: Channel,
-        received: Result<ZmqMessage, zeromq::ZmqError>,
-        outbox: &mpsc::Sender<FromAgent>,
+        frames: ZmqMessage,
+        outbox: &mpsc::UnboundedSender<FromAgent>,
     ) {
-        match received.map(|frames| Message::decode(frames.into_vec(), &self.signer)) {
+        match Message::decode(frames.into_vec(), &self.signer) {
             // What answers the agent's own requests concerns nobody else.
-            Ok(Ok(message)) if message.parse_parent().is_some_and(|parent| parent.session == self.author.session()) => {}
-            Ok(Ok(message)) => {
-                let _ = outbox
-                    .send(FromAgent::Received {
-                        worker,
-                        channel,
-                        parts: parts(message),
-                    })
-                    .await;
+            Ok(message)
+                if message
+                    .parse_parent()
+                    .is_some_and(|parent| parent.session == self.author.session()) => {}
+            Ok(message) => {
+                let _ = outbox.send(FromAgent::Received {
+                    worker,
+                    channel,
+                    parts: parts(message),
+                });
             }
-            Ok(Err(error)) => tracing::warn!("ignored from worker {}: {error}", worker.0),
-            Err(error) => {
-                // A socket of a worker that is about to end; its end comes next.
-                tracing::debug!("worker {}: {error}", worker.0);
-                tokio::time::sleep(LOOK).await;
-            }
+            Err(error) => tracing::warn!("ignored from worker {}: {error}", worker.0),
         }
     }
 
@@ -431,10 +379,124 @@ impl Process {
         let _ = timeout(Duration::from_secs(5), self.child.wait()).await;
     }
 
-    fn tail(&self) -> String {
+    /// The tail of stderr, once all of it has been read.
+    async fn last_words(&mut self) -> String {
+        let _ = timeout(LAST_OUTPUT, join_all(self.readers.drain(..))).await;
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = tail.iter().copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        let mut text = String::from_utf8_lossy(&bytes).into_owned();
+        if bytes.len() >= TAIL {
+            // Its first line is cut.
+            text = text
+                .split_once('\n')
+                .map_or(text.clone(), |(_, rest)| rest.to_owned());
+        }
+        text
+    }
+}
+
+/// Waits until a starting worker has made its sockets, answers, and is heard.
+async fn ready(place: &Path, signer: &Signer, author: &Author) -> Channels {
+    let sockets: Vec<PathBuf> = (1..=5).map(|port| socket_path(place, port)).collect();
+    while !sockets.iter().all(|socket| socket.exists()) {
+        tokio::time::sleep(LOOK).await;
+    }
+    let mut channels = loop {
+        match open(place).await {
+            Ok(channels) => break channels,
+            Err(error) => {
+                tracing::debug!("a starting worker does not accept yet: {error}");
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    };
+    let (mut answered, mut heard) = (false, false);
+    let mut asked: Option<Instant> = None;
+    while !(answered && heard) {
+        // Asked again now and then: output before the subscription took hold is lost.
+        let patience = Duration::from_millis(if answered { 20 } else { 1000 });
+        if asked.is_none_or(|at| at.elapsed() > patience) {
+            let request = author.message("kernel_info_request", None, &json!({}));
+            let _ = send(&mut channels.senders.shell, request, signer).await;
+            asked = Some(Instant::now());
+        }
+        tokio::select! {
+            Ok(_) = channels.from_shell.recv() => answered = true,
+            // The welcome message of newer kernels says as much as a status does.
+            Ok(_) = channels.iopub.recv() => heard = true,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+    channels
+}
+
+/// Keeps what is to be sent to a starting worker, and returns when it is told to stop.
+async fn stopped(
+    commands: &mut mpsc::UnboundedReceiver<Command>,
+    early: &mut Vec<(Channel, Parts)>,
+) {
+    while let Some(Command::Send(channel, parts)) = commands.recv().await {
+        early.push((channel, parts));
+    }
+}
+
+fn socket_path(place: &Path, port: u8) -> PathBuf {
+    place.join(format!("s-{port}"))
+}
+
+async fn open(place: &Path) -> Result<Channels, zeromq::ZmqError> {
+    let endpoint = |port: u8| format!("ipc://{}", socket_path(place, port).display());
+    // The same on all three, so that the worker can ask for input whoever asked for the cell.
+    let identity = Bytes::from(uuid::Uuid::new_v4().simple().to_string());
+    let dealer = async |port: u8| -> Result<_, zeromq::ZmqError> {
+        let mut options = SocketOptions::default();
+        options.peer_identity(PeerIdentity::try_from(identity.clone())?);
+        let mut socket = DealerSocket::with_options(options);
+        let events = socket.monitor();
+        socket.connect(&endpoint(port)).await?;
+        Ok((socket.split(), events))
+    };
+    let ((shell, from_shell), shell_events) = dealer(1).await?;
+    let ((control, from_control), _) = dealer(2).await?;
+    let ((stdin, from_stdin), _) = dealer(3).await?;
+    let mut iopub = SubSocket::new();
+    let iopub_events = iopub.monitor();
+    iopub.connect(&endpoint(4)).await?;
+    iopub.subscribe("").await?;
+    Ok(Channels {
+        senders: Senders {
+            shell,
+            control,
+            stdin,
+        },
+        from_shell,
+        from_control,
+        from_stdin,
+        iopub,
+        shell_events,
+        iopub_events,
+    })
+}
+
+/// Whether the other end of a socket is gone, and everything it sent has been read.
+fn is_end(event: Option<&SocketEvent>) -> bool {
+    matches!(event, None | Some(SocketEvent::Disconnected(_)))
+}
+
+impl Senders {
+    async fn send(&mut self, channel: Channel, parts: Parts, signer: &Signer) {
+        let Some(message) = message(parts) else {
+            tracing::warn!("a message to a worker lacks parts and was dropped");
+            return;
+        };
+        let socket = match channel {
+            Channel::Control => &mut self.control,
+            Channel::Stdin => &mut self.stdin,
+            Channel::Shell | Channel::Iopub => &mut self.shell,
+        };
+        if let Err(error) = send(socket, message, signer).await {
+            tracing::warn!("a message to a worker was lost: {error}");
+        }
     }
 }
 
@@ -496,8 +558,11 @@ fn usable(path: &Path) -> std::io::Result<()> {
 }
 
 fn expand_home(path: &str) -> PathBuf {
-    match (path.strip_prefix("~/"), std::env::var_os("HOME")) {
-        (Some(rest), Some(home)) => Path::new(&home).join(rest),
+    match (path.strip_prefix('~'), std::env::var_os("HOME")) {
+        (Some(""), Some(home)) => PathBuf::from(home),
+        (Some(rest), Some(home)) if rest.starts_with('/') => {
+            Path::new(&home).join(rest.trim_start_matches('/'))
+        }
         _ => PathBuf::from(path),
     }
 }

@@ -124,12 +124,24 @@ impl Outgoing {
 }
 
 /// Credit that is owed to the other side's stream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Incoming {
+    /// What the other side may still send.
+    allowed: usize,
     /// Bytes of whole messages that nobody has consumed yet.
     unconsumed: usize,
     /// Bytes received and not granted back yet.
     owed: usize,
+}
+
+impl Default for Incoming {
+    fn default() -> Self {
+        Self {
+            allowed: WINDOW,
+            unconsumed: 0,
+            owed: 0,
+        }
+    }
 }
 
 impl Shared {
@@ -291,6 +303,7 @@ impl<T> Receiver<T> {
 
 fn grant(state: &mut State, stream: u32, bytes: usize) {
     if let (Ok(bytes), true) = (u32::try_from(bytes), bytes > 0) {
+        state.incoming.entry(stream).or_default().allowed += bytes as usize;
         state.grants.push_back((stream, bytes));
     }
 }
@@ -406,6 +419,21 @@ async fn read<T: Envelope, R: AsyncRead + Unpin>(
             continue;
         }
         let size = frame.payload.len();
+        let allowed = shared
+            .lock()
+            .incoming
+            .entry(frame.stream)
+            .or_default()
+            .allowed
+            .checked_sub(size);
+        let Some(allowed) = allowed else {
+            let _ = queue.send((
+                0,
+                0,
+                Err(WireError::Malformed("frame: more than was granted")),
+            ));
+            break;
+        };
         let (chunks, total) = partial.entry(frame.stream).or_default();
         chunks.push(frame.payload);
         *total += size;
@@ -416,6 +444,7 @@ async fn read<T: Envelope, R: AsyncRead + Unpin>(
         }
         let mut state = shared.lock();
         let incoming = state.incoming.entry(frame.stream).or_default();
+        incoming.allowed = allowed;
         incoming.owed += size;
         if frame.kind == Kind::End {
             incoming.unconsumed += total;

@@ -17,8 +17,8 @@ use ruff_python_parser::{Mode, ParseOptions, parse_unchecked};
 use super::{Analysis, Dynamic};
 use walk::Walker;
 
-/// Brackets nested deeper than this are not analysed: no one writes them, and every level costs stack.
-const DEEPEST: usize = 1000;
+/// Brackets nested deeper than this are not analysed: CPython refuses them, too (MAXLEVEL of its tokenizer).
+const DEEPEST: usize = 200;
 
 /// Source up to this length (bytes) cannot nest deeply enough to need a stack of its own.
 const SHORT: usize = 4 << 10;
@@ -28,15 +28,15 @@ const STACK: usize = 256 << 20;
 
 /// Analyses the source of one Python cell.
 pub fn analyse(source: &str) -> Analysis {
-    if source.len() <= SHORT {
-        return analyse_here(source);
-    }
     let unknown = || Analysis {
         dynamic: Some(Dynamic::Unparsable),
         ..Analysis::default()
     };
     if nesting(source) > DEEPEST {
         return unknown();
+    }
+    if source.len() <= SHORT {
+        return analyse_here(source);
     }
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()

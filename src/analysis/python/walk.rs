@@ -11,7 +11,7 @@ use ruff_text_size::{Ranged, TextRange};
 
 use super::bindings::{Bindings, import_root, pattern_name, targets};
 use super::magics::{self, Body, CellMagic, Line};
-use super::scope::{Scope, is_global};
+use super::scope::{Scope, is_global, mangled};
 use super::with_parsed;
 use crate::analysis::{Analysis, Definition, DefinitionKind, Dynamic, Read};
 use crate::name::Name;
@@ -91,15 +91,22 @@ impl<'s> Walker<'s> {
 
     // --- accesses
 
+    fn in_class(&self) -> bool {
+        self.scopes
+            .iter()
+            .any(|scope| matches!(scope, Scope::Class { .. }))
+    }
+
     fn global(&self, name: &Name) -> bool {
         is_global(&self.scopes, name)
     }
 
     fn read(&mut self, text: &str) {
         let name = Name::from(text);
-        if !self.global(&name) {
+        if !self.global(&name) || text == "__class__" && self.in_class() {
             return;
         }
+        let name = mangled(&self.scopes, name);
         self.dynamic_name(text);
         if let Some(later) = &mut self.later {
             later.reads.insert(name);
@@ -112,7 +119,8 @@ impl<'s> Walker<'s> {
             self.called(&name);
         }
         if !self.surely.contains(&name) {
-            let how = if self.conditions == 0 {
+            // What the cell binds on another path is most likely its own.
+            let how = if self.conditions == 0 && !self.found.writes.contains(&name) {
                 Read::Surely
             } else {
                 Read::Maybe
@@ -128,7 +136,7 @@ impl<'s> Walker<'s> {
 
     fn write(&mut self, text: &str) {
         let name = Name::from(text);
-        if let Some(Scope::Class { bound, globals }) = self.scopes.last_mut() {
+        if let Some(Scope::Class { bound, globals, .. }) = self.scopes.last_mut() {
             if !globals.contains(&name) {
                 bound.insert(name);
                 return;
@@ -137,6 +145,7 @@ impl<'s> Walker<'s> {
         if !self.global(&name) {
             return;
         }
+        let name = mangled(&self.scopes, name);
         if let Some(later) = &mut self.later {
             later.writes.insert(name);
             return;
@@ -159,6 +168,7 @@ impl<'s> Walker<'s> {
         if !self.global(&name) {
             return;
         }
+        let name = mangled(&self.scopes, name);
         if let Some(later) = &mut self.later {
             later.deletes.insert(name);
             return;
@@ -178,6 +188,7 @@ impl<'s> Walker<'s> {
         if !self.global(&name) {
             return;
         }
+        let name = mangled(&self.scopes, name);
         match &mut self.later {
             Some(later) => {
                 later.mutates.insert(name);
@@ -246,7 +257,9 @@ impl<'s> Walker<'s> {
         self.conditions += 1;
         visit(self);
         self.conditions -= 1;
-        std::mem::replace(&mut self.surely, before)
+        // What it may delete is not sure either.
+        let kept = &before & &self.surely;
+        std::mem::replace(&mut self.surely, kept)
     }
 
     /// Visits a body of statements inside a block.
@@ -441,6 +454,7 @@ impl<'s> Walker<'s> {
                     walker.visit_arguments(arguments);
                 }
                 walker.scopes.push(Scope::Class {
+                    name: Name::from(class.name.as_str()),
                     bound: BTreeSet::new(),
                     globals: BTreeSet::new(),
                 });
@@ -582,7 +596,11 @@ impl<'s> Walker<'s> {
                         self.write(name);
                     }
                 } else if body != Body::Unknown {
-                    self.python(magics::without_options(cell.line), false);
+                    // The line of `%%timeit` is set-up code; it stays inside, too.
+                    self.python(
+                        magics::without_options(cell.line),
+                        body == Body::PythonInside,
+                    );
                 }
                 let inside = body == Body::PythonInside;
                 let valid = self.python(cell.body, inside);
@@ -824,7 +842,10 @@ impl<'a> Visitor<'a> for Walker<'_> {
                         self.visit_expr(target);
                     }
                 }
+                // A context manager may swallow an exception: what comes after runs all the same.
+                let before = self.surely.clone();
                 self.block(&with.body);
+                self.surely = &before & &self.surely;
             }
             Stmt::Match(matching) => {
                 self.visit_expr(&matching.subject);
@@ -847,6 +868,7 @@ impl<'a> Visitor<'a> for Walker<'_> {
                 self.block(&attempt.body);
                 let after_body = self.surely.clone();
                 let mut ends = vec![self.maybe(|walker| walker.block(&attempt.orelse))];
+                let before = &before & &after_body;
                 self.surely = before.clone();
                 for handler in &attempt.handlers {
                     ends.push(self.maybe(|walker| walker.visit_except_handler(handler)));
@@ -899,6 +921,11 @@ impl<'a> Visitor<'a> for Walker<'_> {
                 self.visit_expr(&attribute.value);
             }
             Expr::Subscript(subscript) => {
+                let modules = matches!(&*subscript.value, Expr::Attribute(attribute) if &*attribute.attr == "modules");
+                let main = matches!(&*subscript.slice, Expr::StringLiteral(text) if text.value.to_str() == "__main__");
+                if modules && main {
+                    self.dynamic(Dynamic::Code);
+                }
                 if !matches!(subscript.ctx, ExprContext::Load) {
                     self.mutate(&subscript.value);
                 }

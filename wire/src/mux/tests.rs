@@ -199,3 +199,46 @@ fn a_shell_that_only_talks_is_not_an_agent() {
         assert!(greeting.starts_with(b"\0cellferry"));
     });
 }
+
+#[test]
+fn a_sender_that_ignores_its_credit_is_refused() {
+    runtime().block_on(async {
+        let (left, right) = tokio::io::duplex(1 << 16);
+        let (reader, writer) = tokio::io::split(left);
+        let starting = tokio::spawn(Connection::<ToAgent, FromAgent>::start(reader, writer));
+        let (_answers, mut hostile) = tokio::io::split(right);
+        hostile
+            .write_all(b"\0cellferry\n\0\0\0\x01\x01x")
+            .await
+            .unwrap();
+        let mut connection = starting.await.unwrap().unwrap();
+        tokio::spawn(async move {
+            // Whole messages without end, of which none is consumed.
+            let mut hostile = FramedWrite::new(hostile, FrameCodec);
+            loop {
+                let message = FromAgent::Received {
+                    worker: WorkerId(7),
+                    channel: Channel::Iopub,
+                    parts: vec![Bytes::from(vec![0; 1 << 20])],
+                };
+                for (kind, payload) in encode(message).unwrap() {
+                    let frame = Frame {
+                        stream: 8,
+                        kind,
+                        payload,
+                    };
+                    if hostile.send(frame).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        connection.sender.closed().await;
+        let mut last = None;
+        while let Some(message) = connection.receiver.recv().await {
+            last = Some(message);
+        }
+        let error = last.unwrap().unwrap_err().to_string();
+        assert!(error.contains("more than was granted"), "{error}");
+    });
+}
