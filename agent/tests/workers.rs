@@ -329,7 +329,10 @@ async fn an_exit_comes_after_all_output() {
 #[tokio::test]
 async fn a_crash_in_compiled_code_leaves_its_last_words() {
     let (mut local, _) = Local::up().await;
-    let code = "import ctypes\nctypes.string_at(0)";
+    // ipykernel takes file descriptor 2 for the notebook; what reaches the stderr that the worker
+    // was started with is what the agent can keep.
+    let code = "import ctypes, faulthandler, sys\n\
+        faulthandler.enable(sys.stderr._original_stdstream_copy, all_threads=False)\nctypes.string_at(0)";
     local.agent.command(execute("a", code));
     let (exit, words, _) = local.down("").await;
     assert_eq!(exit.signal, Some(11));
