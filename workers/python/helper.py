@@ -614,6 +614,12 @@ def request(stream, ident, parent):
     kernel.session.send(stream, "cellferry_reply", reply, parent, ident=ident, buffers=buffers)
 
 
+# A crash in compiled code says where: on the real stderr, since ipykernel's own dies with the process.
+real_stderr = getattr(sys.stderr, "_original_stdstream_copy", None)
+if real_stderr is not None:
+    import faulthandler
+
+    faulthandler.enable(real_stderr, all_threads=False)
 for place in PATHS:  # noqa: F821 - given by the kernel: where the notebook's own modules are
     if place not in sys.path:
         sys.path.append(place)
