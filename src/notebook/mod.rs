@@ -2,6 +2,7 @@
 
 mod locate;
 mod matcher;
+mod runner;
 
 pub use locate::{Parent, locate};
 pub use matcher::Matcher;

@@ -105,6 +105,10 @@ fn the_file_is_read_off_the_command_line_or_not_at_all() {
             Some("b.ipynb"),
         ),
         (
+            "/e/bin/python /e/bin/jupyter-nbconvert --log-level WARN --execute a.ipynb",
+            Some("a.ipynb"),
+        ),
+        (
             "/e/bin/python /e/bin/papermill a.ipynb b.ipynb -p x v.ipynb",
             Some("a.ipynb"),
         ),
@@ -150,6 +154,63 @@ fn what_the_client_tells_comes_first() {
         ),
         Some(PathBuf::from("/x.ipynb"))
     );
+}
+
+#[test]
+fn a_batch_client_started_from_a_cell_does_not_run_that_cells_notebook() {
+    let folder = tempfile::tempdir().unwrap();
+    let outer = folder.path().join("outer.ipynb");
+    let inner = folder.path().join("inner.ipynb");
+    for file in [&outer, &inner] {
+        std::fs::write(file, "{}").unwrap();
+    }
+    let inherited = outer.display().to_string();
+    let environment = |name: &str| (name == "JPY_SESSION_NAME").then(|| inherited.clone());
+    let started = |line: &str| {
+        let parent = Parent {
+            directory: folder.path().to_owned(),
+            ..arguments(line)
+        };
+        locate(&environment, Some(&inherited), Some(&parent))
+    };
+    assert_eq!(
+        started("jupyter-nbconvert --execute inner.ipynb"),
+        Some(inner)
+    );
+    assert_eq!(started("jupyter-nbconvert --execute --stdin"), None);
+    assert_eq!(started("python jupyter-lab"), Some(outer));
+}
+
+#[test]
+fn cells_that_a_client_leaves_out_do_not_lose_the_position() {
+    let tagged = |source: &str, target: &str, tag: &str| FileCell {
+        metadata: json!({"workflow": {"target": target}, "tags": [tag]}),
+        ..cell(source, target)
+    };
+    // papermill puts new parameters in the place of the old ones.
+    let mut matcher = Matcher::default();
+    matcher.replace(vec![
+        tagged("# Parameters\nx = 1", "p", "injected-parameters"),
+        cell("f()", "a"),
+        cell("f()", "b"),
+    ]);
+    assert_eq!(find(&mut matcher, "# Parameters\nx = 2"), None);
+    assert_eq!(find(&mut matcher, "f()"), Some("a"));
+    assert_eq!(find(&mut matcher, "f()"), Some("b"));
+    // nbclient leaves out what is tagged so.
+    let skipping = vec![
+        tagged("g()", "s", "skip-execution"),
+        cell("f()", "a"),
+        cell("f()", "b"),
+    ];
+    matcher = Matcher::default();
+    matcher.replace(skipping);
+    assert_eq!(find(&mut matcher, "f()"), Some("a"));
+    assert_eq!(find(&mut matcher, "f()"), Some("b"));
+    // Whether it was left out cannot be told here.
+    matcher = Matcher::default();
+    matcher.replace(vec![tagged("f()", "s", "skip-execution"), cell("f()", "a")]);
+    assert_eq!(find(&mut matcher, "f()"), None);
 }
 
 #[test]
