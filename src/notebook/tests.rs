@@ -214,6 +214,35 @@ fn cells_that_a_client_leaves_out_do_not_lose_the_position() {
 }
 
 #[test]
+fn a_notebooks_own_deployments_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("n.ipynb");
+    let read = |metadata: Value| {
+        let text = json!({"nbformat": 4, "cells": [], "metadata": metadata});
+        std::fs::write(&path, text.to_string()).unwrap();
+        deployments(&path)
+    };
+    let given = read(json!({"workflow": {"deployments": {"near": {"type": "local"}}}})).unwrap();
+    assert_eq!(given["near"]["type"], "local");
+    for without in [
+        json!(null),
+        json!(3),
+        json!({"workflow": 3}),
+        json!({"workflow": {}}),
+    ] {
+        assert!(read(without).unwrap().is_empty());
+    }
+    let wrong = read(json!({"workflow": {"deployments": []}})).unwrap_err();
+    assert!(wrong.to_string().contains("not an object"));
+    assert!(
+        deployments(folder.path())
+            .unwrap_err()
+            .to_string()
+            .contains("not a file")
+    );
+}
+
+#[test]
 fn the_file_is_read_again_when_it_changes_and_faults_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("n.ipynb");
