@@ -163,7 +163,7 @@ impl Targets {
             line: None,
             problem,
         };
-        for key in table.keys().filter(|key| *key != "targets") {
+        if let Some(key) = table.keys().find(|key| *key != "targets") {
             let error = invalid(key, format!("unknown key{}", nearest(key, ["targets"])));
             return Err(error.at_line(text));
         }
