@@ -4,8 +4,11 @@
 pub fn nearest<'a>(word: &str, valid: impl IntoIterator<Item = &'a str>) -> String {
     let valid: Vec<&str> = valid.into_iter().collect();
     let lower = word.to_lowercase();
+    let length = lower.chars().count();
     let best = valid
         .iter()
+        // A word of quite another length is not near, and may be long enough to take for ever.
+        .filter(|known| known.chars().count().abs_diff(length) <= known.len())
         .map(|known| {
             (
                 strsim::damerau_levenshtein(&lower, &known.to_lowercase()),

@@ -16,6 +16,7 @@ pub fn options(source: &str, comment: &str, errors: &mut Vec<MetadataError>) -> 
             .next()
             .unwrap_or_default()
             .trim()
+            .trim_matches(['"', '\''])
             .to_owned();
         let ours = SHORT_KEYS.contains(&key.as_str());
         if !ours && is_near(&key) {
@@ -26,6 +27,12 @@ pub fn options(source: &str, comment: &str, errors: &mut Vec<MetadataError>) -> 
             continue;
         }
         if !ours {
+            if let Some(known) = without_colon(&block) {
+                errors.push(MetadataError {
+                    path: format!("#| {known}"),
+                    problem: format!("must be written `{comment}| {known}: value`"),
+                });
+            }
             continue;
         }
         let wrong = |problem: String| MetadataError {
@@ -49,17 +56,42 @@ pub fn options(source: &str, comment: &str, errors: &mut Vec<MetadataError>) -> 
             }
         }
     }
+    for key in found.keys().filter(|key| found[key.as_str()].is_null()) {
+        errors.push(MetadataError {
+            path: format!("#| {key}"),
+            problem: "has no value".to_owned(),
+        });
+    }
     found
 }
 
+/// The key of ours that a line without a colon sets all the same: `target = lab`, `target lab`.
+/// Anything longer is prose.
+fn without_colon(block: &str) -> Option<&'static str> {
+    let end = block.find(|letter: char| !letter.is_alphanumeric())?;
+    let (word, rest) = block.split_at(end);
+    let rest = rest.trim();
+    let meant = rest.starts_with('=') || rest.split_whitespace().count() == 1;
+    SHORT_KEYS.into_iter().find(|known| *known == word && meant)
+}
+
 /// The option lines, one block for each top-level key: a line that is indented belongs to the one before.
+///
+/// They stand before any code. Blank lines and other comments may stand among them, and a line with
+/// a cell magic before them, since that must be the first.
 fn blocks(source: &str, comment: &str) -> Vec<String> {
     let prefix = format!("{comment}|");
     let mut blocks: Vec<String> = Vec::new();
-    for line in source.lines().skip_while(|line| line.trim().is_empty()) {
-        let Some(option) = line.trim_start().strip_prefix(&prefix) else {
+    let mut first = true;
+    for line in source.lines().map(str::trim_start) {
+        let Some(option) = line.strip_prefix(&prefix) else {
+            if line.is_empty() || line.starts_with(comment) || (first && line.starts_with("%%")) {
+                first &= line.is_empty();
+                continue;
+            }
             break;
         };
+        first = false;
         let option = option.strip_prefix(' ').unwrap_or(option);
         let continues = option.starts_with([' ', '\t', '-', ']', '}']) || option.trim().is_empty();
         match blocks.last_mut() {

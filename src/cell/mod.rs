@@ -63,13 +63,12 @@ pub fn resolve(
         }
     }
     if !step.is_empty() {
-        match merged
+        let below = merged
             .entry("step")
-            .or_insert_with(|| Value::Object(Map::new()))
-        {
-            Value::Object(below) => below.extend(step),
-            // A step of a wrong type is an error of its own.
-            _ => {}
+            .or_insert_with(|| Value::Object(Map::new()));
+        // A step of a wrong type is an error of its own.
+        if let Value::Object(below) = below {
+            below.extend(step);
         }
     }
     let workflow = if given {

@@ -1,5 +1,7 @@
 //! Reads workflow metadata value by value, noting for each fault where it is.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::MetadataError;
@@ -7,7 +9,7 @@ use super::schema::{Element, ElementType, Step, Target, Workflow};
 use crate::spelling::nearest;
 
 /// Keys under `workflow`.
-const WORKFLOW_KEYS: [&str; 11] = [
+const WORKFLOW_KEYS: [&str; 15] = [
     "target",
     "step",
     "resources",
@@ -19,10 +21,14 @@ const WORKFLOW_KEYS: [&str; 11] = [
     "repeat",
     "version",
     "interpreter",
+    "deployments",
+    "models",
+    "serializers",
+    "cell_id",
 ];
 
 /// Keys under `workflow.step`.
-pub const STEP_KEYS: [&str; 4] = ["in", "out", "autoin", "scatter"];
+pub const STEP_KEYS: [&str; 6] = ["in", "out", "autoin", "scatter", "background", "workdir"];
 
 /// Keys of the short form.
 pub const SHORT_KEYS: [&str; 12] = [
@@ -65,6 +71,9 @@ const REPEAT_KEYS: [&str; 2] = ["while", "max"];
 
 /// Whether a key is so near to one of ours that it was surely meant for us.
 pub fn is_near(key: &str) -> bool {
+    if key.len() > 20 {
+        return false;
+    }
     let lower = key.to_lowercase();
     SHORT_KEYS.iter().any(|known| {
         let limit = match known.len() {
@@ -74,6 +83,18 @@ pub fn is_near(key: &str) -> bool {
         };
         strsim::damerau_levenshtein(&lower, known) <= limit
     })
+}
+
+/// The most faults that are told of one cell.
+const MOST: usize = 30;
+
+/// The user's own words in a message: on one line, without backticks, cut where they get long.
+fn shown(text: &str) -> String {
+    let mut short: String = text.chars().take(40).flat_map(char::escape_debug).collect();
+    if text.chars().nth(40).is_some() {
+        short.push('…');
+    }
+    short.replace('`', "'")
 }
 
 /// What a value is, for messages.
@@ -114,7 +135,9 @@ pub fn workflow(map: &Map<String, Value>, errors: &mut Vec<MetadataError>) -> Wo
             ("language", Value::String(name)) if name == "python" => {
                 workflow.language = Some(name.clone())
             }
-            ("language", Value::String(name)) => reader.later(&format!("language `{name}`"), &path),
+            ("language", Value::String(name)) => {
+                reader.later(&format!("language `{}`", shown(name)), &path)
+            }
             ("language", other) => reader.must_be("a string", other, &path),
             ("resources", Value::Object(resources)) => {
                 reader.known(resources, &path, &RESOURCE_KEYS);
@@ -132,6 +155,14 @@ pub fn workflow(map: &Map<String, Value>, errors: &mut Vec<MetadataError>) -> Wo
                 reader.later("repeat", &path);
             }
             ("repeat", other) => reader.must_be("an object", other, &path),
+            // Jupyter-workflow's client sends these along with each cell. What they define is
+            // refused where it is used.
+            ("deployments" | "models" | "serializers", Value::Object(_)) => {}
+            ("deployments" | "models" | "serializers", other) => {
+                reader.must_be("an object", other, &path)
+            }
+            ("cell_id", Value::String(_)) => {}
+            ("cell_id", other) => reader.must_be("a string", other, &path),
             _ => {}
         }
     }
@@ -140,6 +171,11 @@ pub fn workflow(map: &Map<String, Value>, errors: &mut Vec<MetadataError>) -> Wo
 
 impl Reader<'_> {
     fn fault(&mut self, path: &str, problem: String) {
+        let (path, problem) = match self.errors.len() {
+            0..MOST => (path, problem),
+            MOST => ("workflow", "and more that is wrong".to_owned()),
+            _ => return,
+        };
         self.errors.push(MetadataError {
             path: path.to_owned(),
             problem,
@@ -157,7 +193,7 @@ impl Reader<'_> {
     fn known(&mut self, map: &Map<String, Value>, path: &str, keys: &[&str]) {
         for key in map.keys().filter(|key| !keys.contains(&key.as_str())) {
             self.fault(
-                &format!("{path}.{key}"),
+                &format!("{path}.{}", shown(key)),
                 format!("unknown key{}", nearest(key, keys.iter().copied())),
             );
         }
@@ -167,7 +203,10 @@ impl Reader<'_> {
         match value {
             Value::String(version) if version == "v1.0" => Some(version.clone()),
             Value::String(version) => {
-                self.fault(path, format!("unknown version `{version}`; valid: `v1.0`"));
+                self.fault(
+                    path,
+                    format!("unknown version `{}`; valid: `v1.0`", shown(version)),
+                );
                 None
             }
             other => {
@@ -224,6 +263,8 @@ impl Reader<'_> {
                 ("locations" | "resources", other) => {
                     self.must_be("a whole number of at least 1", other, &path)
                 }
+                // An editor's empty field.
+                ("service" | "workdir", Value::String(text)) if text.is_empty() => {}
                 ("service", Value::String(_)) => self.later("service", &path),
                 ("workdir", Value::String(_)) => {
                     self.later(
@@ -263,6 +304,15 @@ impl Reader<'_> {
                 ("scatter", other) => {
                     self.must_be("a name, a list of names or an object", other, &path)
                 }
+                ("background", Value::Bool(false)) => {}
+                ("background", Value::Bool(true)) => self.later("background", &path),
+                ("background", other) => self.must_be("a boolean", other, &path),
+                ("workdir", Value::String(text)) if text.is_empty() => {}
+                ("workdir", Value::String(_)) => self.later(
+                    "a cell's own workdir (set it for the target in cellferry.toml)",
+                    &path,
+                ),
+                ("workdir", other) => self.must_be("a string", other, &path),
                 _ => {}
             }
         }
@@ -279,6 +329,7 @@ impl Reader<'_> {
             }
         };
         let mut elements = Vec::new();
+        let mut seen = BTreeSet::new();
         for (index, value) in list.iter().enumerate() {
             let path = format!("{path}[{index}]");
             let element = match value {
@@ -290,7 +341,8 @@ impl Reader<'_> {
                 }
             };
             if let Some(element) = element {
-                if elements.contains(&element) {
+                let (Element::Name(name) | Element::Object { name, .. }) = &element;
+                if !seen.insert(name.clone()) {
                     self.fault(&path, "given twice".to_owned());
                 }
                 elements.push(element);
@@ -305,7 +357,10 @@ impl Reader<'_> {
                 letter == '_' || letter.is_alphabetic() || index > 0 && letter.is_alphanumeric()
             });
         if !valid {
-            self.fault(path, format!("`{name}` is not the name of a variable"));
+            self.fault(
+                path,
+                format!("`{}` is not the name of a variable", shown(name)),
+            );
         }
         valid.then(|| name.to_owned())
     }
@@ -326,7 +381,7 @@ impl Reader<'_> {
                     let hint = nearest(kind, types.iter().copied());
                     self.fault(
                         &format!("{path}.type"),
-                        format!("unknown type `{kind}`{hint}"),
+                        format!("unknown type `{}`{hint}", shown(kind)),
                     );
                     return None;
                 }
@@ -336,12 +391,16 @@ impl Reader<'_> {
                 return None;
             }
         };
-        for key in ["value", "valueFrom", "serializer", "scatter", "gather"] {
+        // A `valueFrom` that is the name itself says nothing.
+        let from = map.get("valueFrom").filter(|from| !from.is_null());
+        let own = from.is_none() || from == map.get("name") || !map.contains_key("name");
+        let keys = ["value", "serializer", "scatter", "gather"];
+        for key in keys.into_iter().chain((!own).then_some("valueFrom")) {
             if map.get(key).is_some_and(|value| !value.is_null()) {
                 self.later(&format!("`{key}`"), &format!("{path}.{key}"));
             }
         }
-        let name = match map.get("name") {
+        let name = match map.get("name").or(from) {
             Some(Value::String(name)) => self.name(name, &format!("{path}.name"))?,
             Some(other) => {
                 self.must_be("a string", other, &format!("{path}.name"));

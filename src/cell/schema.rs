@@ -2,11 +2,12 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// What stands under `workflow` in a cell's metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[schemars(title = "Cellferry workflow metadata")]
+#[schemars(title = "Cellferry workflow metadata", transform = as_jupyter_workflow_writes_it)]
 pub struct Workflow {
     /// Where the cell runs; `home` if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,6 +51,7 @@ impl Target {
 /// What a step reads and binds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(transform = step_as_jupyter_workflow_writes_it)]
 pub struct Step {
     /// Names that the step reads, in addition to those found in its source.
     #[serde(rename = "in")]
@@ -113,6 +115,31 @@ pub enum ElementType {
     Name,
     /// Nothing is carried: it only orders steps.
     Control,
+}
+
+/// Keys that Jupyter-workflow writes and that change nothing here.
+fn as_jupyter_workflow_writes_it(schema: &mut schemars::Schema) {
+    let object = json!({"type": "object"});
+    also(
+        schema,
+        [
+            ("interpreter", json!({"const": "ipython"})),
+            ("cell_id", json!({"type": "string"})),
+            ("deployments", object.clone()),
+            ("models", object.clone()),
+            ("serializers", object),
+        ],
+    );
+}
+
+fn step_as_jupyter_workflow_writes_it(schema: &mut schemars::Schema) {
+    also(schema, [("background", json!({"const": false}))]);
+}
+
+fn also<const N: usize>(schema: &mut schemars::Schema, keys: [(&str, Value); N]) {
+    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+        properties.extend(keys.map(|(key, value)| (key.to_owned(), value)));
+    }
 }
 
 /// The schema of `workflow`, as published in `docs/metadata.schema.json`.

@@ -201,6 +201,82 @@ fn near_misses_in_the_source_are_errors_and_other_tools_keys_are_not() {
 }
 
 #[test]
+fn a_cell_as_jupyter_workflows_client_sends_it_is_accepted() {
+    let metadata = json!({"workflow": {
+        "version": "v1.0", "interpreter": "ipython", "cell_id": "c1",
+        "step": {"autoin": true, "background": false, "out": [],
+            "in": [{"name": "a", "type": "name", "valueFrom": "a"}, {"valueFrom": "b"}]},
+        "deployments": {"near": {"type": "local", "config": {}}}, "serializers": {},
+        "target": {"deployment": "near", "locations": 1, "service": "", "workdir": ""}
+    }});
+    let workflow = good(&metadata, "");
+    let step = workflow.step.unwrap();
+    let names: Vec<_> = step.inputs.iter().filter_map(Element::variable).collect();
+    assert_eq!(names, ["a", "b"]);
+    for refused in [
+        json!({"step": {"background": true}}),
+        json!({"step": {"workdir": "w"}}),
+        json!({"step": {"in": [{"name": "a", "valueFrom": "b"}]}}),
+    ] {
+        assert!(errors(refused, "").contains("not supported yet"));
+    }
+}
+
+#[test]
+fn option_lines_that_are_nearly_right_are_not_passed_over() {
+    for source in [
+        "#| target = lab",
+        "#| target lab",
+        "#| target:lab",
+        "#| target:",
+        "#| target: null",
+        "%%bash\n#| targt: lab",
+        "# Train it\n#| targt: lab",
+        "#| echo: false\n\n#| targt: lab",
+    ] {
+        assert!(
+            errors(json!({}), source).starts_with("`#| targ"),
+            "{source}"
+        );
+    }
+    for source in [
+        "%%bash\n#| target: lab",
+        "\n# Train it\n#| echo: false\n\n#| 'target': lab\nx = 1",
+    ] {
+        assert_eq!(
+            target_of(&json!({}), source).as_deref(),
+            Some("lab"),
+            "{source}"
+        );
+    }
+    for source in [
+        "x = 1\n#| target: lab",
+        "%%bash\nls\n#| target: lab",
+        "x = 1\n%%bash\n#| target: lab",
+        "#| after all this we look again",
+        "#| hide",
+    ] {
+        assert_eq!(resolve(&json!({}), source, "#"), Ok(None), "{source}");
+    }
+}
+
+#[test]
+fn huge_metadata_is_told_of_shortly_and_soon() {
+    let many: Vec<Value> = (0..200_000)
+        .map(|number| json!(format!("name{number}")))
+        .collect();
+    assert!(resolve(&json!({"workflow": {"step": {"in": many}}}), "", "#").is_ok());
+    let wrong: Vec<Value> = (0..200_000).map(Value::from).collect();
+    let long = "x".repeat(1_000_000);
+    let told = errors(
+        json!({&long: 1, "version": &long, "language": &long, "step": {"in": [&long, {"name": "a", "type": &long}], "out": wrong}}),
+        "",
+    );
+    assert!(told.len() < 10_000, "{}", told.len());
+    assert!(told.ends_with("and more that is wrong"));
+}
+
+#[test]
 fn all_errors_are_reported_together() {
     let found = errors(
         json!({"targt": 1, "step": {"autoin": 3}, "retry": 1}),

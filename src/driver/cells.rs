@@ -11,7 +11,7 @@ use crate::analysis::{Analysis, Read, python};
 use crate::cell::{self, Workflow};
 use crate::ledger::Needed;
 use crate::name::Name;
-use crate::notebook::{Notebook, Parent, locate};
+use crate::notebook::{self, Notebook, Parent, locate};
 use crate::session::{Asked, Cell, HOME, Problem, Request, TargetName};
 use crate::target::config::{ConfigError, Target, Targets};
 
@@ -74,7 +74,15 @@ impl Cells {
             .unwrap_or(&self.folder);
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
         match Targets::load(&folder, Targets::user_dir().as_deref()) {
-            Ok(targets) => targets.get(name),
+            Ok(mut targets) => {
+                if let Some(path) = self.notebook.as_ref().map(Notebook::path) {
+                    match notebook::deployments(path) {
+                        Ok(deployments) => targets.add_deployments(path, &deployments),
+                        Err(error) => tracing::warn!("{error}"),
+                    }
+                }
+                targets.get(name)
+            }
             // A broken file harms no plain cell.
             Err(_) if name == HOME => Targets::default().get(name),
             Err(error) => Err(error),

@@ -1,5 +1,7 @@
 //! Which cell of the file a request runs: by id, else by position and exact source. No match, no guess.
 
+use serde_json::Value;
+
 use super::FileCell;
 
 /// The file's code cells, and where the client is in them.
@@ -42,10 +44,8 @@ impl Matcher {
                 .get(*index)
                 .is_some_and(|cell| cell.source == source)
         };
-        let next = (self.cursor..self.cells.len())
-            .find(|index| !self.cells[*index].source.trim().is_empty());
-        if let Some(next) = next.filter(|next| matches(next)) {
-            return Some(next);
+        if let Some(next) = self.next(source) {
+            return next;
         }
         // Skipped cells, re-runs: only if just one cell has this source.
         let all: Vec<usize> = (0..self.cells.len())
@@ -67,4 +67,37 @@ impl Matcher {
             _ => None,
         }
     }
+
+    /// The cell with this source that comes next in order, past cells that a client may leave out.
+    /// `Some(None)` if that is one of several that say different things.
+    fn next(&self, source: &str) -> Option<Option<usize>> {
+        let mut found: Option<usize> = None;
+        for (index, cell) in self.cells.iter().enumerate().skip(self.cursor) {
+            if cell.source == source {
+                let same = found.is_none_or(|first| {
+                    self.cells[first].metadata.get("workflow") == cell.metadata.get("workflow")
+                });
+                if !same {
+                    return Some(None);
+                }
+                found = found.or(Some(index));
+            }
+            if !may_be_left_out(cell) {
+                break;
+            }
+        }
+        found.map(Some)
+    }
+}
+
+/// Whether a client that goes through the notebook in order may not send this cell: it is empty,
+/// nbclient skips it, or papermill puts another in its place.
+fn may_be_left_out(cell: &FileCell) -> bool {
+    let tagged = |wanted: &str| {
+        cell.metadata
+            .get("tags")
+            .and_then(Value::as_array)
+            .is_some_and(|tags| tags.iter().any(|tag| tag == wanted))
+    };
+    cell.source.trim().is_empty() || tagged("skip-execution") || tagged("injected-parameters")
 }

@@ -2,6 +2,7 @@
 
 mod locate;
 mod matcher;
+mod runner;
 
 pub use locate::{Parent, locate};
 pub use matcher::Matcher;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 /// The largest notebook that is read, in bytes.
@@ -64,6 +65,8 @@ struct RawNotebook {
     nbformat: u32,
     #[serde(default)]
     cells: Vec<RawCell>,
+    #[serde(default)]
+    metadata: Value,
 }
 
 #[derive(Deserialize)]
@@ -107,33 +110,9 @@ impl Notebook {
     }
 
     fn refresh(&mut self) -> Result<(), NotebookError> {
-        use std::os::unix::fs::MetadataExt;
-        let unreadable = |source| NotebookError::Unreadable {
-            path: self.path.clone(),
-            source,
-        };
-        let metadata = std::fs::metadata(&self.path).map_err(unreadable)?;
-        let stamp = (
-            metadata.modified().map_err(unreadable)?,
-            metadata.len(),
-            metadata.ino(),
-        );
-        if self.stamp == Some(stamp) {
+        let Some((raw, stamp)) = read(&self.path, self.stamp)? else {
             return Ok(());
-        }
-        let malformed = |reason: String| NotebookError::Malformed {
-            path: self.path.clone(),
-            reason,
         };
-        if metadata.len() > LIMIT {
-            return Err(malformed(format!("it is larger than {} MB", LIMIT >> 20)));
-        }
-        let text = std::fs::read(&self.path).map_err(unreadable)?;
-        let raw: RawNotebook =
-            serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
-        if raw.nbformat != 4 {
-            return Err(malformed(format!("its nbformat is {}", raw.nbformat)));
-        }
         self.matcher.replace(
             raw.cells
                 .into_iter()
@@ -144,6 +123,57 @@ impl Notebook {
         self.stamp = Some(stamp);
         Ok(())
     }
+}
+
+/// The deployments under `workflow` in a notebook's own metadata, as Jupyter-workflow puts them there.
+pub fn deployments(path: &Path) -> Result<Map<String, Value>, NotebookError> {
+    let Some((mut raw, _)) = read(path, None)? else {
+        return Ok(Map::new());
+    };
+    let given = raw.metadata.pointer_mut("/workflow/deployments");
+    match given.map(Value::take) {
+        Some(Value::Object(deployments)) => Ok(deployments),
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(_) => Err(NotebookError::Malformed {
+            path: path.to_owned(),
+            reason: "its `metadata.workflow.deployments` is not an object".to_owned(),
+        }),
+    }
+}
+
+/// Reads a notebook, unless its stamp is still `known`.
+fn read(path: &Path, known: Option<Stamp>) -> Result<Option<(RawNotebook, Stamp)>, NotebookError> {
+    use std::os::unix::fs::MetadataExt;
+    let unreadable = |source| NotebookError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let malformed = |reason: String| NotebookError::Malformed {
+        path: path.to_owned(),
+        reason,
+    };
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
+    let stamp = (
+        metadata.modified().map_err(unreadable)?,
+        metadata.len(),
+        metadata.ino(),
+    );
+    if known == Some(stamp) {
+        return Ok(None);
+    }
+    if !metadata.is_file() {
+        return Err(malformed("it is not a file".to_owned()));
+    }
+    if metadata.len() > LIMIT {
+        return Err(malformed(format!("it is larger than {} MB", LIMIT >> 20)));
+    }
+    let text = std::fs::read(path).map_err(unreadable)?;
+    let raw: RawNotebook =
+        serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
+    if raw.nbformat != 4 {
+        return Err(malformed(format!("its nbformat is {}", raw.nbformat)));
+    }
+    Ok(Some((raw, stamp)))
 }
 
 impl From<RawCell> for FileCell {

@@ -105,6 +105,10 @@ fn the_file_is_read_off_the_command_line_or_not_at_all() {
             Some("b.ipynb"),
         ),
         (
+            "/e/bin/python /e/bin/jupyter-nbconvert --log-level WARN --execute a.ipynb",
+            Some("a.ipynb"),
+        ),
+        (
             "/e/bin/python /e/bin/papermill a.ipynb b.ipynb -p x v.ipynb",
             Some("a.ipynb"),
         ),
@@ -149,6 +153,92 @@ fn what_the_client_tells_comes_first() {
             None
         ),
         Some(PathBuf::from("/x.ipynb"))
+    );
+}
+
+#[test]
+fn a_batch_client_started_from_a_cell_does_not_run_that_cells_notebook() {
+    let folder = tempfile::tempdir().unwrap();
+    let outer = folder.path().join("outer.ipynb");
+    let inner = folder.path().join("inner.ipynb");
+    for file in [&outer, &inner] {
+        std::fs::write(file, "{}").unwrap();
+    }
+    let inherited = outer.display().to_string();
+    let environment = |name: &str| (name == "JPY_SESSION_NAME").then(|| inherited.clone());
+    let started = |line: &str| {
+        let parent = Parent {
+            directory: folder.path().to_owned(),
+            ..arguments(line)
+        };
+        locate(&environment, Some(&inherited), Some(&parent))
+    };
+    assert_eq!(
+        started("jupyter-nbconvert --execute inner.ipynb"),
+        Some(inner)
+    );
+    assert_eq!(started("jupyter-nbconvert --execute --stdin"), None);
+    assert_eq!(started("python jupyter-lab"), Some(outer));
+}
+
+#[test]
+fn cells_that_a_client_leaves_out_do_not_lose_the_position() {
+    let tagged = |source: &str, target: &str, tag: &str| FileCell {
+        metadata: json!({"workflow": {"target": target}, "tags": [tag]}),
+        ..cell(source, target)
+    };
+    // papermill puts new parameters in the place of the old ones.
+    let mut matcher = Matcher::default();
+    matcher.replace(vec![
+        tagged("# Parameters\nx = 1", "p", "injected-parameters"),
+        cell("f()", "a"),
+        cell("f()", "b"),
+    ]);
+    assert_eq!(find(&mut matcher, "# Parameters\nx = 2"), None);
+    assert_eq!(find(&mut matcher, "f()"), Some("a"));
+    assert_eq!(find(&mut matcher, "f()"), Some("b"));
+    // nbclient leaves out what is tagged so.
+    let skipping = vec![
+        tagged("g()", "s", "skip-execution"),
+        cell("f()", "a"),
+        cell("f()", "b"),
+    ];
+    matcher = Matcher::default();
+    matcher.replace(skipping);
+    assert_eq!(find(&mut matcher, "f()"), Some("a"));
+    assert_eq!(find(&mut matcher, "f()"), Some("b"));
+    // Whether it was left out cannot be told here.
+    matcher = Matcher::default();
+    matcher.replace(vec![tagged("f()", "s", "skip-execution"), cell("f()", "a")]);
+    assert_eq!(find(&mut matcher, "f()"), None);
+}
+
+#[test]
+fn a_notebooks_own_deployments_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("n.ipynb");
+    let read = |metadata: Value| {
+        let text = json!({"nbformat": 4, "cells": [], "metadata": metadata});
+        std::fs::write(&path, text.to_string()).unwrap();
+        deployments(&path)
+    };
+    let given = read(json!({"workflow": {"deployments": {"near": {"type": "local"}}}})).unwrap();
+    assert_eq!(given["near"]["type"], "local");
+    for without in [
+        json!(null),
+        json!(3),
+        json!({"workflow": 3}),
+        json!({"workflow": {}}),
+    ] {
+        assert!(read(without).unwrap().is_empty());
+    }
+    let wrong = read(json!({"workflow": {"deployments": []}})).unwrap_err();
+    assert!(wrong.to_string().contains("not an object"));
+    assert!(
+        deployments(folder.path())
+            .unwrap_err()
+            .to_string()
+            .contains("not a file")
     );
 }
 

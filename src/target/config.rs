@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value as Json};
 use thiserror::Error;
 use toml::Value;
+use toml::de::DeTable;
 
 use crate::session::HOME;
 use crate::spelling::nearest;
@@ -64,12 +66,14 @@ pub enum ConfigError {
         reason: String,
     },
     /// A key or value is wrong.
-    #[error("`{path}` in `{file}`: {problem}")]
+    #[error("`{path}` in `{file}`{}: {problem}", line.map(|line| format!(", line {line}")).unwrap_or_default())]
     Invalid {
         /// The key's path.
         path: String,
         /// The file.
         file: String,
+        /// The line, from 1, if the file has lines of its own.
+        line: Option<usize>,
         /// What is wrong, and the nearest valid word.
         problem: String,
     },
@@ -83,6 +87,32 @@ pub enum ConfigError {
         /// Where it was looked for.
         looked: String,
     },
+}
+
+impl ConfigError {
+    /// Adds the line of `text` where the key stands, or its nearest parent.
+    fn at_line(mut self, text: &str) -> Self {
+        if let Self::Invalid { path, line, .. } = &mut self
+            && let Ok(document) = DeTable::parse(text)
+        {
+            let mut table = Some(document.get_ref());
+            let mut rest = path.as_str();
+            // A key may itself hold a dot, so the path is followed by what the file holds.
+            while let Some((key, value)) = table.and_then(|table| {
+                let leads = |key: &str| {
+                    let after = rest.strip_prefix(key);
+                    after.is_some_and(|after| after.is_empty() || after.starts_with('.'))
+                };
+                let candidates = table.iter().filter(|(key, _)| leads(key.get_ref()));
+                candidates.max_by_key(|(key, _)| key.get_ref().len())
+            }) {
+                *line = Some(1 + text[..key.span().start].matches('\n').count());
+                rest = rest[key.get_ref().len()..].trim_start_matches('.');
+                table = value.get_ref().as_table();
+            }
+        }
+        self
+    }
 }
 
 impl Targets {
@@ -130,13 +160,12 @@ impl Targets {
         let invalid = |path: &str, problem: String| ConfigError::Invalid {
             path: path.to_owned(),
             file: shown.clone(),
+            line: None,
             problem,
         };
-        for key in table.keys().filter(|key| *key != "targets") {
-            return Err(invalid(
-                key,
-                format!("unknown key{}", nearest(key, ["targets"])),
-            ));
+        if let Some(key) = table.keys().find(|key| *key != "targets") {
+            let error = invalid(key, format!("unknown key{}", nearest(key, ["targets"])));
+            return Err(error.at_line(text));
         }
         let Some(targets) = table.get("targets") else {
             return Ok(());
@@ -145,10 +174,20 @@ impl Targets {
             return Err(invalid("targets", "must be a table of targets".to_owned()));
         };
         for (name, value) in targets {
-            let target = read_target(name, value, file);
+            let target = read_target(name, value, file).map_err(|error| error.at_line(text));
             self.targets.entry(name.clone()).or_insert(target);
         }
         Ok(())
+    }
+
+    /// Adds the deployments of a notebook, which give way to the targets of every file.
+    /// Only those of type `local` are supported yet; the others are refused where they are used.
+    pub fn add_deployments(&mut self, notebook: &Path, deployments: &Map<String, Json>) {
+        for (name, deployment) in deployments.iter().filter(|(name, _)| *name != HOME) {
+            self.targets
+                .entry(name.clone())
+                .or_insert_with(|| read_deployment(name, deployment, notebook));
+        }
     }
 
     /// The target of that name.
@@ -212,6 +251,69 @@ impl Targets {
     }
 }
 
+/// Reads a deployment as Jupyter-workflow writes it into a notebook.
+fn read_deployment(name: &str, value: &Json, notebook: &Path) -> Result<Target, ConfigError> {
+    let invalid = |key: &str, problem: String| ConfigError::Invalid {
+        path: format!("workflow.deployments.{name}{key}"),
+        file: notebook.display().to_string(),
+        line: None,
+        problem,
+    };
+    let Json::Object(map) = value else {
+        return Err(invalid("", "must be an object".to_owned()));
+    };
+    match map.get("type") {
+        Some(Json::String(kind)) if kind == "local" => {}
+        Some(Json::String(kind)) => {
+            let problem = format!(
+                "deployments of type `{kind}` are not supported yet; define `{name}` in `{FILE}` with type = \"local\""
+            );
+            return Err(invalid(".type", problem));
+        }
+        Some(_) => return Err(invalid(".type", "must be a string".to_owned())),
+        None => return Err(invalid(".type", "is missing".to_owned())),
+    }
+    let keys = ["type", "config", "external", "workdir", "wraps"];
+    let mut workdir = None;
+    for (key, value) in map {
+        let path = format!(".{key}");
+        match (key.as_str(), value) {
+            (_, Json::Null) | ("type", _) | ("external", Json::Bool(_)) => {}
+            ("config", Json::Object(config)) if config.is_empty() => {}
+            ("workdir", Json::String(path)) if path.is_empty() => {}
+            ("workdir", Json::String(path)) => workdir = Some(from_file(notebook, path).into()),
+            ("config", Json::Object(_)) | ("wraps", _) => {
+                return Err(invalid(
+                    &path,
+                    "not supported yet for type `local`".to_owned(),
+                ));
+            }
+            ("config", _) => return Err(invalid(&path, "must be an object".to_owned())),
+            ("external", _) => return Err(invalid(&path, "must be true or false".to_owned())),
+            ("workdir", _) => return Err(invalid(&path, "must be a string".to_owned())),
+            _ => return Err(invalid(&path, format!("unknown key{}", nearest(key, keys)))),
+        }
+    }
+    Ok(Target {
+        name: name.to_owned(),
+        defined_in: Some(notebook.to_owned()),
+        python: None,
+        workdir,
+        workers: NonZeroU32::MIN,
+        env: BTreeMap::new(),
+    })
+}
+
+/// A path as a file gives it: relative to the file, unless it starts at the root or at `~`.
+fn from_file(file: &Path, path: &str) -> String {
+    if path.starts_with('~') {
+        path.to_owned()
+    } else {
+        let base = file.parent().unwrap_or(Path::new(""));
+        base.join(path).display().to_string()
+    }
+}
+
 fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigError> {
     let invalid = |key: &str, problem: String| ConfigError::Invalid {
         path: if key.is_empty() {
@@ -220,6 +322,7 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
             format!("targets.{name}.{key}")
         },
         file: file.display().to_string(),
+        line: None,
         problem,
     };
     let Value::Table(table) = value else {
@@ -286,20 +389,20 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
                         "must be a string".to_owned(),
                     ));
                 };
+                if variable.is_empty() || variable.contains(['=', '\0']) || value.contains('\0') {
+                    let problem = "cannot be a variable of an environment".to_owned();
+                    return Err(invalid(
+                        &format!("env.{}", variable.escape_debug()),
+                        problem,
+                    ));
+                }
                 env.insert(variable.clone(), value.clone());
             }
         }
         Some(_) => return Err(invalid("env", "must be a table of strings".to_owned())),
     }
-    let base = file.parent().unwrap_or(Path::new(""));
     // A path with a slash is relative to the file; a bare name is looked for on PATH.
-    let relative = |path: String| {
-        if path.starts_with('~') {
-            path
-        } else {
-            base.join(path).display().to_string()
-        }
-    };
+    let relative = |path: String| from_file(file, &path);
     Ok(Target {
         name: name.to_owned(),
         defined_in: Some(file.to_owned()),
@@ -366,7 +469,7 @@ mod tests {
             (
                 "[targets.lab]\ntype='local'\nworkerz=2",
                 "lab",
-                "`targets.lab.workerz` in `/n/cellferry.toml`: unknown key; did you mean `workers`",
+                "`targets.lab.workerz` in `/n/cellferry.toml`, line 3: unknown key; did you mean `workers`",
             ),
             (
                 "[targets.lab]\ntype='local'\nworkers=0",
@@ -397,6 +500,51 @@ mod tests {
         for (text, name, expected) in cases {
             let found = problem(text, name);
             assert!(found.contains(expected), "{text:?}: {found}");
+        }
+    }
+
+    #[test]
+    fn faults_name_their_line() {
+        let dotted =
+            "# x\n[targets]\n'a.b' = {type = 'local',\n  env = {X = 1}}\na = {type = 'local'}";
+        assert!(
+            problem(dotted, "a.b").contains("`targets.a.b.env.X` in `/n/cellferry.toml`, line 4:")
+        );
+        assert!(problem("\n[targets.lab]\nhost='x'", "lab").contains("line 2: is missing"));
+        assert!(problem("\n\ntarget=3", "lab").contains("line 3: unknown key"));
+        assert!(
+            problem("[targets.a]\ntype='local'\nenv={'A=B'='1'}", "a")
+                .contains("cannot be a variable")
+        );
+    }
+
+    #[test]
+    fn a_notebooks_deployments_give_way_to_the_files() {
+        let mut all = targets("[targets.lab]\ntype='local'\nworkers=2").unwrap();
+        let given = serde_json::json!({
+            "lab": {"type": "local", "config": {}}, "home": {"type": "nonsense"},
+            "near": {"type": "local", "config": {}, "external": false, "workdir": "w"},
+            "far": {"type": "slurm", "config": {"hostname": "h"}}, "odd": {"type": "local", "workdirr": "w"}, "none": 3,
+        });
+        all.add_deployments(Path::new("/n/a.ipynb"), given.as_object().unwrap());
+        assert_eq!(all.get("lab").unwrap().workers.get(), 2);
+        assert_eq!(all.get("home").unwrap().defined_in, None);
+        let near = all.get("near").unwrap();
+        assert_eq!(near.workdir, Some(PathBuf::from("/n/w")));
+        assert_eq!(near.defined_in, Some(PathBuf::from("/n/a.ipynb")));
+        for (name, expected) in [
+            (
+                "far",
+                "`workflow.deployments.far.type` in `/n/a.ipynb`: deployments of type `slurm` are not supported yet",
+            ),
+            (
+                "odd",
+                "`workflow.deployments.odd.workdirr` in `/n/a.ipynb`: unknown key; did you mean `workdir`",
+            ),
+            ("none", "must be an object"),
+        ] {
+            let found = all.get(name).unwrap_err().to_string();
+            assert!(found.contains(expected), "{found}");
         }
     }
 
