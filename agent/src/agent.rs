@@ -98,10 +98,10 @@ impl Agent {
     }
 
     fn tell(&mut self, worker: WorkerId, command: Command) {
-        if let Some(handle) = self.workers.get(&worker) {
-            if handle.commands.send(command).is_err() {
-                self.workers.remove(&worker);
-            }
+        if let Some(handle) = self.workers.get(&worker)
+            && handle.commands.send(command).is_err()
+        {
+            self.workers.remove(&worker);
         }
     }
 

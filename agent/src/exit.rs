@@ -23,9 +23,9 @@ pub fn exit_of(status: std::io::Result<ExitStatus>) -> Exit {
 
 /// Signals a worker's process group; one that is gone already is no error.
 pub fn signal_group(group: u32, signal: Signal) {
-    if let Ok(group) = i32::try_from(group) {
-        if group > 1 {
-            let _ = killpg(Pid::from_raw(group), signal);
-        }
+    if let Ok(group) = i32::try_from(group)
+        && group > 1
+    {
+        let _ = killpg(Pid::from_raw(group), signal);
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! `CELLFERRY_TEST_PYTHON` names a Python with ipykernel; else that of the checkout's `.venv`.
 
+#![allow(clippy::unwrap_used)] // In a test a panic is the report.
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -403,14 +405,14 @@ async fn fifty_megabytes_come_whole_through_the_agent_program() {
             .unwrap()
             .unwrap()
             .unwrap();
-        if let FromAgent::Received { parts, .. } = message {
-            if json_of(&parts[0])["msg_type"] == "display_data" {
-                let content = json_of(&parts[3]);
-                let text = content["data"]["text/plain"].as_str().unwrap();
-                assert_eq!(text.len(), 50_000_000);
-                assert!(text.bytes().all(|byte| byte == b'x'));
-                break;
-            }
+        if let FromAgent::Received { parts, .. } = message
+            && json_of(&parts[0])["msg_type"] == "display_data"
+        {
+            let content = json_of(&parts[3]);
+            let text = content["data"]["text/plain"].as_str().unwrap();
+            assert_eq!(text.len(), 50_000_000);
+            assert!(text.bytes().all(|byte| byte == b'x'));
+            break;
         }
     }
     connection.sender.send(ToAgent::Shutdown).await;
@@ -597,15 +599,15 @@ async fn nothing_is_left_of_a_killed_agent() {
             .unwrap()
             .unwrap()
             .unwrap();
-        if let FromAgent::Received { parts, .. } = message {
-            if json_of(&parts[0])["msg_type"] == "stream" {
-                break json_of(&parts[3])["text"]
-                    .as_str()
-                    .unwrap()
-                    .trim()
-                    .parse()
-                    .unwrap();
-            }
+        if let FromAgent::Received { parts, .. } = message
+            && json_of(&parts[0])["msg_type"] == "stream"
+        {
+            break json_of(&parts[3])["text"]
+                .as_str()
+                .unwrap()
+                .trim()
+                .parse()
+                .unwrap();
         }
     };
     child.kill().await.unwrap();

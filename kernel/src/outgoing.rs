@@ -11,8 +11,12 @@ use tokio::sync::Notify;
 
 use crate::zmtp::{Packet, Writer};
 
-/// What may wait for one peer, in bytes. One larger message is let through by itself.
+/// What may wait for one peer, in bytes, messages larger than this aside.
 pub const QUEUE_LIMIT: usize = 32 << 20;
+
+/// What messages larger than [`QUEUE_LIMIT`] may add to it, in bytes: a big figure must not get lost
+/// because of the small messages around it, nor they because of the figure.
+const LARGE_LIMIT: usize = 512 << 20;
 
 /// A peer's queue.
 #[derive(Debug, Default)]
@@ -28,6 +32,8 @@ struct State {
     packets: VecDeque<Packet>,
     /// Of the packets that wait and of the one that is being written.
     bytes: usize,
+    /// The same of packets that are larger than the limit for the others.
+    large: usize,
     writing: bool,
     closed: bool,
 }
@@ -38,23 +44,31 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Outgoing {
-    /// Queues a packet, unless more than [`QUEUE_LIMIT`] and `reserve` bytes would wait then.
+    /// Queues a packet, unless more than [`QUEUE_LIMIT`] and `reserve` bytes would wait then. A
+    /// single larger one is let through, whatever its size.
     pub(crate) fn push(&self, packet: Packet, reserve: usize) -> bool {
         let size = packet.size();
-        let mut state = lock(&self.state);
-        if state.closed || state.bytes > 0 && state.bytes + size > QUEUE_LIMIT + reserve {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        let (waiting, limit) = if size > QUEUE_LIMIT {
+            (&mut state.large, LARGE_LIMIT)
+        } else {
+            (&mut state.bytes, QUEUE_LIMIT + reserve)
+        };
+        if state.closed || *waiting > 0 && *waiting + size > limit {
             return false;
         }
-        state.bytes += size;
+        *waiting += size;
         state.packets.push_back(packet);
-        drop(state);
+        drop(guard);
         self.changed.notify_one();
         true
     }
 
     /// The bytes that wait, for the peer to take or the system to accept.
     pub(crate) fn bytes(&self) -> usize {
-        lock(&self.state).bytes
+        let state = lock(&self.state);
+        state.bytes + state.large
     }
 
     /// Ends [`Outgoing::closed`] and [`Outgoing::flush`]; what still waits is lost.
@@ -84,7 +98,12 @@ impl Outgoing {
             };
             if let Some(packet) = next {
                 writer.write(&packet).await?;
-                lock(&self.state).bytes -= packet.size();
+                let mut state = lock(&self.state);
+                if packet.size() > QUEUE_LIMIT {
+                    state.large -= packet.size();
+                } else {
+                    state.bytes -= packet.size();
+                }
             } else if let Some(packet) = when_empty() {
                 self.push(packet, 0);
             } else {

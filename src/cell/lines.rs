@@ -22,7 +22,7 @@ pub fn options(source: &str, comment: &str, errors: &mut Vec<MetadataError>) -> 
         if !ours && is_near(&key) {
             errors.push(MetadataError {
                 path: format!("#| {key}"),
-                problem: format!("unknown key{}", nearest(&key, SHORT_KEYS)),
+                problem: format!("unknown key `{key}`{}", nearest(&key, SHORT_KEYS)),
             });
             continue;
         }

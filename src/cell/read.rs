@@ -322,7 +322,6 @@ impl Reader<'_> {
     fn elements(&mut self, value: &Value, path: &str, input: bool) -> Vec<Element> {
         let list = match value {
             Value::Array(list) => list.as_slice(),
-            Value::String(_) | Value::Object(_) => std::slice::from_ref(value),
             other => {
                 self.must_be("a list of names", other, path);
                 return Vec::new();

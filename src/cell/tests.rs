@@ -102,7 +102,7 @@ fn what_is_wrong_is_named_by_path_with_the_nearest_word() {
             "`workflow.step.in[1].type`: unknown type `nam`; did you mean `name`?",
         ),
         (
-            json!({"step": {"in": "not a name"}}),
+            json!({"step": {"in": ["not a name"]}}),
             "is not the name of a variable",
         ),
         (

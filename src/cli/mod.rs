@@ -10,7 +10,6 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::driver::{self, Options};
-use crate::target::home::home_python;
 
 /// A Jupyter kernel whose cells run on many machines.
 #[derive(Debug, Parser)]
@@ -77,7 +76,7 @@ pub fn main() -> ExitCode {
         Command::Kernel {
             connection_file,
             python,
-        } => kernel(connection_file, python.as_deref()),
+        } => kernel(connection_file, python),
         Command::Install(arguments) => install::run(&arguments).map_err(|error| error.to_string()),
         Command::Doctor(arguments) => run(doctor::run(&arguments)).map(|healthy| {
             if healthy {
@@ -95,9 +94,7 @@ pub fn main() -> ExitCode {
     })
 }
 
-fn kernel(connection_file: PathBuf, python: Option<&std::path::Path>) -> Result<ExitCode, String> {
-    let executable = std::env::current_exe().map_err(|error| error.to_string())?;
-    let python = home_python(python, &|name| std::env::var_os(name), &executable);
+fn kernel(connection_file: PathBuf, python: Option<PathBuf>) -> Result<ExitCode, String> {
     run(driver::run(Options {
         connection_file,
         python,

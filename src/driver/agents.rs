@@ -2,7 +2,7 @@
 //! targets elsewhere.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use tokio::time::timeout;
 
 use super::cells::Cells;
 use crate::session::{HOME, Problem, TargetName};
-use crate::target::config::Target;
-use crate::target::home::HomePython;
+use crate::target::config::{ConfigError, Target};
+use crate::target::home::{HomePython, home_python};
 
 /// How long agents have to end their workers and themselves.
 const END_LIMIT: Duration = Duration::from_secs(4);
@@ -67,9 +67,15 @@ struct Place {
     python: String,
 }
 
+/// The home Python.
+pub fn find_python(explicit: Option<&Path>) -> Result<HomePython, String> {
+    let executable = std::env::current_exe().unwrap_or_default();
+    home_python(explicit, &|name| std::env::var_os(name), &executable)
+}
+
 /// All agents.
 pub struct Agents {
-    python: Result<HomePython, String>,
+    python: Option<PathBuf>,
     home_dir: PathBuf,
     links: HashMap<TargetName, Link>,
     workers: HashMap<WorkerId, Place>,
@@ -81,9 +87,7 @@ pub struct Agents {
 
 impl Agents {
     /// No agent is started yet.
-    pub fn new(
-        python: Result<HomePython, String>,
-    ) -> (Self, mpsc::UnboundedReceiver<FromLocation>) {
+    pub fn new(python: Option<PathBuf>) -> (Self, mpsc::UnboundedReceiver<FromLocation>) {
         let (events, inbox) = mpsc::unbounded_channel();
         let agents = Self {
             python,
@@ -105,9 +109,12 @@ impl Agents {
         target: &TargetName,
         cells: &Cells,
     ) -> Result<(), Problem> {
-        let definition = cells
-            .target(target)
-            .map_err(|error| Problem::new("TargetError", error.to_string()))?;
+        let definition = cells.target(target).map_err(|error| match error {
+            ConfigError::Unknown { .. } => {
+                Problem::new("TargetError", format!("`workflow.target`: {error}"))
+            }
+            error => Problem::new("TargetError", error.to_string()),
+        })?;
         let python = self.python_of(&definition)?;
         self.workers.insert(
             worker,
@@ -136,10 +143,12 @@ impl Agents {
     }
 
     fn python_of(&self, target: &Target) -> Result<String, Problem> {
-        match (&target.python, &self.python) {
-            (Some(python), _) => Ok(python.clone()),
-            (None, Ok(python)) => Ok(python.path.display().to_string()),
-            (None, Err(reason)) => Err(Problem::new("NoPython", reason.clone())),
+        match &target.python {
+            Some(python) => Ok(python.clone()),
+            // Looked for anew each time: the user may just have installed it.
+            None => find_python(self.python.as_deref())
+                .map(|python| python.path.display().to_string())
+                .map_err(|reason| Problem::new("NoPython", reason)),
         }
     }
 

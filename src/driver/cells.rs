@@ -41,6 +41,52 @@ struct ExecuteRequest {
     workflow: Value,
 }
 
+impl ExecuteRequest {
+    fn read(content: &[u8]) -> Result<Self, Problem> {
+        serde_json::from_slice(content).map_err(|error| {
+            let wrong = |reason: String| {
+                Problem::new(
+                    "BadRequest",
+                    format!("the execute_request cannot be read: {reason}"),
+                )
+            };
+            let map: Map<String, Value> = serde_json::from_slice(content).unwrap_or_default();
+            // serde names a missing field, but not one of a wrong type.
+            let expected = [
+                (
+                    "code",
+                    map.get("code").is_none_or(Value::is_string),
+                    "a string",
+                ),
+                (
+                    "silent",
+                    map.get("silent").is_none_or(Value::is_boolean),
+                    "a boolean",
+                ),
+                (
+                    "store_history",
+                    map.get("store_history").is_none_or(Value::is_boolean),
+                    "a boolean",
+                ),
+                (
+                    "user_expressions",
+                    map.get("user_expressions").is_none_or(Value::is_object),
+                    "an object",
+                ),
+                (
+                    "stop_on_error",
+                    map.get("stop_on_error").is_none_or(Value::is_boolean),
+                    "a boolean",
+                ),
+            ];
+            match expected.iter().find(|(_, valid, _)| !valid) {
+                Some((key, _, kind)) => wrong(format!("`{key}` must be {kind}")),
+                None => wrong(error.to_string()),
+            }
+        })
+    }
+}
+
 impl Cells {
     /// Finds the notebook's file once; a client that tells none leaves only the source's own lines.
     pub fn new(jupyter_session: Option<&str>) -> Self {
@@ -100,12 +146,7 @@ impl Cells {
 
     /// Reads an `execute_request`.
     pub fn read(&mut self, asked: &Arc<Asked>) -> Result<(Request, Cell), Problem> {
-        let content: ExecuteRequest = asked.message.parse_content().map_err(|error| {
-            Problem::new(
-                "BadRequest",
-                format!("the execute_request cannot be read: {error}"),
-            )
-        })?;
+        let content = ExecuteRequest::read(&asked.message.content)?;
         let metadata: Value = serde_json::from_slice(&asked.message.metadata).unwrap_or_default();
         let mut problem = None;
         let workflow = match self.workflow(&content, metadata, content.silent) {
@@ -125,8 +166,8 @@ impl Cells {
             analysis.reads.extend(
                 python::analyse(expression)
                     .reads
-                    .into_iter()
-                    .map(|(name, _)| (name, Read::Maybe)),
+                    .into_keys()
+                    .map(|name| (name, Read::Maybe)),
             );
         }
         let target = workflow

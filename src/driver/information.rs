@@ -12,11 +12,9 @@ pub struct Version {
 }
 
 /// Asks for the version at once, so that it is there when the first client wants it.
-pub fn python_version_of(python: Option<&HomePython>) -> Version {
-    let asked = python.map(|python| {
-        let path = python.path.clone();
-        tokio::spawn(async move { python_version(&path).await })
-    });
+pub fn python_version_of(python: Option<HomePython>) -> Version {
+    let asked =
+        python.map(|python| tokio::spawn(async move { python_version(&python.path).await }));
     Version { asked, known: None }
 }
 

@@ -32,7 +32,6 @@ use self::comms::Comms;
 use self::values::Values;
 use crate::analysis::python::completion_root;
 use crate::session::{Answer, Asked, Effect, Event, PassTo, Problem, Reply, RunId, Session, Taken};
-use crate::target::home::HomePython;
 
 /// How long answers may take to leave before the process ends: ZeroMQ has no linger here.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -42,8 +41,8 @@ const FLUSH: Duration = Duration::from_millis(500);
 pub struct Options {
     /// The connection file that the client wrote.
     pub connection_file: PathBuf,
-    /// The Python of the home worker, or why there is none.
-    pub python: Result<HomePython, String>,
+    /// The Python of the home worker that was asked for by name.
+    pub python: Option<PathBuf>,
 }
 
 /// Why the kernel cannot run at all.
@@ -62,7 +61,8 @@ pub enum KernelError {
 
 /// Serves one connection file until a client asks for shutdown or the client's process is gone.
 pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
-    let version = information::python_version_of(options.python.as_ref().ok());
+    let version =
+        information::python_version_of(agents::find_python(options.python.as_deref()).ok());
     let file = ConnectionFile::read(&options.connection_file)?;
     let Frontend {
         mut requests,

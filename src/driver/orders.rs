@@ -16,11 +16,13 @@ const HELPER: &str = include_str!("../../workers/python/helper.py");
 
 /// The message that installs the helper; `paths` are further places of the user's own modules.
 pub fn helper_message(author: &Author, paths: &[String]) -> Message {
-    // JSON strings of ASCII text are Python literals too.
+    // A module of its own, so that pickles find its functions by name on both sides. JSON strings and
+    // lists of text are Python literals, too.
+    let source = format!("PATHS = {}\n{HELPER}", json!(paths));
+    let module = "__import__('sys').modules.setdefault('_cellferry', __import__('types').ModuleType('_cellferry'))";
     let code = format!(
-        "exec(compile({}, '<cellferry>', 'exec'), {{'PATHS': {}}})",
-        json!(HELPER),
-        json!(paths)
+        "exec(compile({}, '<cellferry>', 'exec'), vars({module}))",
+        json!(source)
     );
     let content = json!({
         "code": code, "silent": true, "store_history": false, "allow_stdin": false, "stop_on_error": false,

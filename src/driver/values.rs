@@ -134,12 +134,11 @@ impl Values {
     pub fn release(&mut self, transfers: &[u64]) {
         for transfer in transfers {
             self.taken.remove(transfer);
-            if let Some(path) = self.segments.remove(transfer) {
-                if let Err(error) = std::fs::remove_file(&path) {
-                    if error.kind() != std::io::ErrorKind::NotFound {
-                        tracing::warn!("cannot remove {}: {error}", path.display());
-                    }
-                }
+            if let Some(path) = self.segments.remove(transfer)
+                && let Err(error) = std::fs::remove_file(&path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!("cannot remove {}: {error}", path.display());
             }
         }
     }

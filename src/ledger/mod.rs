@@ -195,10 +195,10 @@ impl Ledger {
                 }
                 Step::Put(put) => {
                     for (name, description) in &put.names {
-                        if let Some(entry) = self.entries.get_mut(name) {
-                            if let Content::Value(known) = &mut entry.content {
-                                known.needs = &description.needs | &put.needs;
-                            }
+                        if let Some(entry) = self.entries.get_mut(name)
+                            && let Content::Value(known) = &mut entry.content
+                        {
+                            known.needs = &description.needs | &put.needs;
                         }
                         self.hold(name, worker);
                     }
@@ -260,19 +260,19 @@ impl Ledger {
             number,
         });
         let mut chain = vec![defined];
-        if definition.kind == DefinitionKind::Import && description.kind == Kind::Module {
-            if let Some(Entry {
+        if definition.kind == DefinitionKind::Import
+            && description.kind == Kind::Module
+            && let Some(Entry {
                 content: Content::Definition(earlier, _),
                 ..
             }) = self.entries.get(name)
-            {
-                let same = |other: &Arc<Defined>| {
-                    other.definition.kind == DefinitionKind::Import
-                        && other.definition.binds == definition.binds
-                        && other.definition.source != definition.source
-                };
-                chain.splice(0..0, earlier.iter().filter(|other| same(other)).cloned());
-            }
+        {
+            let same = |other: &Arc<Defined>| {
+                other.definition.kind == DefinitionKind::Import
+                    && other.definition.binds == definition.binds
+                    && other.definition.source != definition.source
+            };
+            chain.splice(0..0, earlier.iter().filter(|other| same(other)).cloned());
         }
         Content::Definition(chain, description)
     }

@@ -395,8 +395,9 @@ impl Session {
         let message = run.request.message.clone();
         self.effects.push(Effect::Status(message, "busy"));
         if !run.request.silent {
-            self.count += 1;
-            run.count = Some(self.count);
+            run.count = Some(self.count + 1);
+            // As in IPython, a cell that is not stored does not use its number up.
+            self.count += u32::from(run.request.store_history);
         }
         if let Some(problem) = run.cell.problem.take() {
             self.refuse(id, problem);
@@ -583,10 +584,9 @@ impl Session {
             state: State::Running(running),
             ..
         }) = self.runs.get_mut(&id)
+            && running.worker == worker
         {
-            if running.worker == worker {
-                change(running);
-            }
+            change(running);
         }
     }
 

@@ -2,6 +2,8 @@
 //! the standard library, and a table of sources with what must be found in them
 //! (`expectations.txt`).
 
+#![allow(clippy::unwrap_used)] // In a test a panic is the report.
+
 use std::collections::BTreeSet;
 use std::process::Command;
 

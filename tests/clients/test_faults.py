@@ -191,8 +191,8 @@ def test_broken_connection_file(name, tmp_path):
     path = tmp_path / "connection.json"
     if CONNECTION_FAULTS[name] is not None:
         path.write_text(CONNECTION_FAULTS[name])
-    argv = KernelSpecManager().get_kernel_spec("cellferry").argv
-    command = [part.format(connection_file=path) for part in argv]
+    spec = KernelSpecManager().get_kernel_spec("cellferry")
+    command = [part.format(connection_file=path, resource_dir=spec.resource_dir) for part in spec.argv]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=tmp_path)
     assert done.returncode not in (0, 101) and done.returncode > 0
     assert str(path) in done.stderr and "panicked" not in done.stderr, done.stderr
@@ -330,7 +330,10 @@ def test_no_python_at_all(start, binary, tmp_path, monkeypatch):
     assert kernel.reply_to(kernel.request("kernel_info_request", {}))["content"]["status"] == "ok"
     run = kernel.run("1 + 1")
     assert "Python" in run.error and "PATH" in run.error, run.error
-    (tmp_path / "empty" / "python3").symlink_to(sys.executable)
+    # Not a link: a virtual environment's Python finds its packages by its own place.
+    python = tmp_path / "empty" / "python3"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
     assert kernel.run("1 + 1").ok().result == "2"
 
 

@@ -183,6 +183,11 @@ def global_names(code):
     return names
 
 
+def map_array(buffer, dtype, shape, order):
+    numpy = sys.modules.get("numpy") or importlib.import_module("numpy")
+    return numpy.ndarray(shape, dtype, buffer=buffer, order=order)
+
+
 def make_view(base, dtype, shape, offset, strides, writeable):
     numpy = sys.modules["numpy"]
     view = numpy.ndarray(shape, dtype, buffer=base, offset=offset, strides=strides)
@@ -297,10 +302,21 @@ class Pickler(pickle.Pickler):
         return importlib.import_module, (value.__name__,)
 
     def reduce_array(self, value):
+        numpy = sys.modules["numpy"]
         owner = owner_of(value)
         self.bases[id(owner)] = owner
         if id(owner) not in self.shared_bases or owner is value or value.dtype.hasobject:
-            return NotImplemented
+            if type(value) is not numpy.ndarray or value.dtype.hasobject:
+                return NotImplemented
+            if value.nbytes >= OUT_OF_BAND and (value.flags.c_contiguous or value.flags.f_contiguous):
+                try:
+                    buffer = pickle.PickleBuffer(value)
+                except (BufferError, ValueError):
+                    return value.__reduce__()
+                order = "C" if value.flags.c_contiguous else "F"
+                return map_array, (buffer, value.dtype, value.shape, order)
+            # NumPy's own protocol 5 form would give a small array that does not own its memory.
+            return value.__reduce__()
         offset = value.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
         return make_view, (owner, value.dtype, value.shape, offset, value.strides, value.flags.writeable)
 
@@ -578,23 +594,31 @@ def prelude(actions, buffers):
 
 
 execute_request = kernel.shell_handlers["execute_request"]
+after_request = kernel.post_handler_hook
+running = []
 
 
-async def execute(stream, ident, parent):
-    """Runs a cell: first the prelude, afterwards the report of what it bound."""
+def execute(stream, ident, parent):
+    """Runs the prelude, then the cell. No frame of ours stands below the user's code."""
     order = parent["metadata"].pop("cellferry", None)
     if order is None:
-        return await execute_request(stream, ident, parent)
+        return execute_request(stream, ident, parent)
     if order.get("count") is not None:
         shell.execution_count = order["count"]
     actions = order.get("actions") or ()
     failed = prelude(actions, [bytes(buffer) for buffer in parent.get("buffers", ())]) if actions else None
-    started = time.perf_counter()
-    if failed is None:
-        await execute_request(stream, ident, parent)
-    bound, gone = changes()
-    report = {"bound": bound, "deleted": gone, "failed": failed, "seconds": time.perf_counter() - started}
-    kernel.session.send(kernel.iopub_socket, "cellferry_report", report, parent=parent, ident=b"cellferry")
+    running.append((parent, failed, time.perf_counter()))
+    return None if failed else execute_request(stream, ident, parent)
+
+
+def report():
+    """Called by ipykernel when it is done with a request: tells what the cell bound."""
+    after_request()
+    while running:
+        parent, failed, started = running.pop()
+        bound, gone = changes()
+        content = {"bound": bound, "deleted": gone, "failed": failed, "seconds": time.perf_counter() - started}
+        kernel.session.send(kernel.iopub_socket, "cellferry_report", content, parent=parent, ident=b"cellferry")
 
 
 def request(stream, ident, parent):
@@ -625,5 +649,6 @@ for place in PATHS:  # noqa: F821 - given by the kernel: where the notebook's ow
         sys.path.append(place)
 hidden = set(namespace) - {"__name__"}
 kernel.shell_handlers["execute_request"] = execute
+kernel.post_handler_hook = report
 kernel.shell_handlers["cellferry_request"] = request
 known = snapshot()

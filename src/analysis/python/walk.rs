@@ -136,11 +136,11 @@ impl<'s> Walker<'s> {
 
     fn write(&mut self, text: &str) {
         let name = Name::from(text);
-        if let Some(Scope::Class { bound, globals, .. }) = self.scopes.last_mut() {
-            if !globals.contains(&name) {
-                bound.insert(name);
-                return;
-            }
+        if let Some(Scope::Class { bound, globals, .. }) = self.scopes.last_mut()
+            && !globals.contains(&name)
+        {
+            bound.insert(name);
+            return;
         }
         if !self.global(&name) {
             return;
@@ -160,10 +160,10 @@ impl<'s> Walker<'s> {
 
     fn delete(&mut self, text: &str) {
         let name = Name::from(text);
-        if let Some(Scope::Class { bound, .. }) = self.scopes.last_mut() {
-            if bound.remove(&name) {
-                return;
-            }
+        if let Some(Scope::Class { bound, .. }) = self.scopes.last_mut()
+            && bound.remove(&name)
+        {
+            return;
         }
         if !self.global(&name) {
             return;
@@ -993,7 +993,7 @@ impl<'a> Visitor<'a> for Walker<'_> {
                 self.comprehension(&comprehension.generators, &[&comprehension.elt])
             }
             Expr::DictComp(comprehension) => {
-                let key: Option<&Expr> = comprehension.key.as_deref().into();
+                let key: Option<&Expr> = comprehension.key.as_deref();
                 let elements: Vec<&Expr> = key.into_iter().chain([&*comprehension.value]).collect();
                 self.comprehension(&comprehension.generators, &elements);
             }
