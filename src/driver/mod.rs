@@ -95,7 +95,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
     while driver.ending.is_none() {
         tokio::select! {
             Some(incoming) = requests.recv() => driver.incoming(incoming).await,
-            Some(event) = events.recv() => driver.from_agent(event).await,
+            Some(event) = events.recv() => driver.arrived(event).await,
             _ = interrupts.recv() => driver.handle(Event::Interrupt).await,
             _ = terminations.recv() => driver.ending = Some(Ending::Silent),
             () = &mut orphaned => driver.ending = Some(Ending::Silent),
@@ -280,7 +280,7 @@ impl Driver {
 
     // --- from agents
 
-    async fn from_agent(&mut self, event: FromLocation) {
+    async fn arrived(&mut self, event: FromLocation) {
         match event {
             FromLocation::Message(FromAgent::Received {
                 worker,

@@ -493,7 +493,7 @@ impl Session {
                 plan: plan.clone(),
                 inputs,
             };
-            run.state = State::Running(run::Running::new(worker, plan));
+            run.state = State::Running(Box::new(run::Running::new(worker, plan)));
             self.effects.push(Effect::Run(worker, id, Box::new(orders)));
             return;
         }

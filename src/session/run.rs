@@ -149,7 +149,7 @@ pub(super) enum State {
         pending: BTreeSet<u64>,
         arrived: Vec<Put>,
     },
-    Running(Running),
+    Running(Box<Running>),
 }
 
 impl State {
