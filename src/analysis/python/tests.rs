@@ -57,7 +57,7 @@ fn names_are_read_by_pythons_own_scoping() {
         ("a < b < c", "a b c?"),
         ("[i + k for i in xs if p]", "k? p? xs"),
         ("[j for i in xs for j in i]", "xs"),
-        ("[(z := i) for i in xs]\nz", "xs z"),
+        ("[(z := i) for i in xs]\nz", "xs z?"),
         ("{k: v for k, v in d.items()}", "d"),
         ("(y := f(x))\ny", "f x"),
         ("f'{a!r:{w}} {b=}'", "a b w"),
