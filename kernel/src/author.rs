@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use chrono::{SecondsFormat, Utc};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::message::Message;
@@ -54,5 +54,35 @@ impl Author {
             content: Bytes::from(content.to_string()),
             buffers: Vec::new(),
         }
+    }
+
+    /// Puts the author's session into the header of somebody else's message, to pass it on. A kernel has
+    /// one session: JupyterLab takes another one for a restart and drops what it has not shown yet.
+    pub fn adopt(&self, message: &mut Message) -> Result<(), serde_json::Error> {
+        let mut header: Map<String, Value> = serde_json::from_slice(&message.header)?;
+        header.insert("session".to_owned(), Value::from(self.session.as_str()));
+        message.header = Bytes::from(serde_json::to_vec(&header)?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_passed_on_carries_one_session_and_is_else_as_it_was() {
+        let author = Author::new();
+        let mut message = Author::new().message("stream", None, &json!({"text": "x"}));
+        message.header = Bytes::from_static(br#"{"session":"a","msg_id":"b","subshell_id":null}"#);
+        let before = message.clone();
+        author.adopt(&mut message).unwrap();
+        let header: Value = serde_json::from_slice(&message.header).unwrap();
+        assert_eq!(
+            header,
+            json!({"session": author.session(), "msg_id": "b", "subshell_id": null})
+        );
+        message.header = before.header.clone();
+        assert_eq!(message, before);
     }
 }

@@ -1,6 +1,6 @@
 //! Which worker each comm lives in: widgets go on talking to the worker that made them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cellferry_wire::protocol::WorkerId;
 use serde::Deserialize;
@@ -42,6 +42,22 @@ impl Comms {
     pub fn worker(&self, content: &[u8]) -> Option<WorkerId> {
         let Content { comm_id, .. } = serde_json::from_slice(content).ok()?;
         self.open.get(&comm_id).map(|(worker, _)| *worker)
+    }
+
+    /// Whether `content` opens the comm by which a client that has just connected asks for all widgets.
+    pub fn asks_for_widgets(content: &[u8]) -> bool {
+        serde_json::from_slice(content)
+            .is_ok_and(|Content { target_name, .. }| target_name == "jupyter.widget.control")
+    }
+
+    /// The workers that hold widgets.
+    pub fn with_widgets(&self) -> BTreeSet<WorkerId> {
+        let widgets = |(_, target): &&(WorkerId, String)| target == "jupyter.widget";
+        self.open
+            .values()
+            .filter(widgets)
+            .map(|(worker, _)| *worker)
+            .collect()
     }
 
     /// Forgets the comms of a worker that is gone; returns their ids.

@@ -93,16 +93,29 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
     let mut terminations = signal(SignalKind::terminate()).map_err(KernelError::Signals)?;
     let mut orphaned = std::pin::pin!(parent::gone());
     while driver.ending.is_none() {
+        // Signals first: an interrupt concerns what was asked for before it, not after it.
         tokio::select! {
-            Some(incoming) = requests.recv() => driver.incoming(incoming).await,
-            Some(event) = events.recv() => driver.arrived(event).await,
+            biased;
             _ = interrupts.recv() => driver.handle(Event::Interrupt).await,
             _ = terminations.recv() => driver.ending = Some(Ending::Silent),
             () = &mut orphaned => driver.ending = Some(Ending::Silent),
+            Some(arrival) = async { tokio::select! {
+                incoming = requests.recv() => incoming.map(Arrival::Request),
+                event = events.recv() => event.map(Arrival::Location),
+            } } => match arrival {
+                Arrival::Request(incoming) => driver.incoming(incoming).await,
+                Arrival::Location(event) => driver.arrived(event).await,
+            },
         }
     }
     driver.end().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the kernel waits for, both with the same right.
+enum Arrival {
+    Request(Incoming),
+    Location(FromLocation),
 }
 
 enum Ending {
@@ -240,6 +253,27 @@ impl Driver {
                     }
                 }
             }
+            (Channel::Shell, "comm_open") if Comms::asks_for_widgets(&asked.message.content) => {
+                let workers = self.comms.with_widgets();
+                if workers.len() > 1 {
+                    // One worker cannot answer for all; refused, the client asks each widget by itself.
+                    let content: serde_json::Value =
+                        serde_json::from_slice(&asked.message.content).unwrap_or_default();
+                    let content = json!({"comm_id": content["comm_id"], "data": {}});
+                    self.status(&asked, "busy");
+                    self.publish(
+                        self.author
+                            .message("comm_close", Some(&asked.message), &content),
+                    );
+                    self.status(&asked, "idle");
+                } else {
+                    let to = workers
+                        .first()
+                        .copied()
+                        .map_or(PassTo::Home, PassTo::Worker);
+                    self.handle(Event::PassOn { request: asked, to }).await;
+                }
+            }
             (Channel::Shell, "complete_request" | "inspect_request") => {
                 let to =
                     completed_name(&asked.message.content).map_or(PassTo::Home, PassTo::HolderOf);
@@ -287,13 +321,17 @@ impl Driver {
                 channel,
                 parts,
             }) => {
-                let Some(message) = message(parts) else {
+                let Some(mut message) = message(parts) else {
                     tracing::warn!(
                         "ignored a message with too few parts from worker {}",
                         worker.0
                     );
                     return;
                 };
+                if let Err(error) = self.author.adopt(&mut message) {
+                    tracing::warn!("ignored a message of worker {}: {error}", worker.0);
+                    return;
+                }
                 match channel {
                     Channel::Iopub => self.output(worker, message).await,
                     Channel::Stdin => self.input_request(worker, message),

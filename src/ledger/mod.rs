@@ -94,6 +94,14 @@ impl Entry {
         }
     }
 
+    /// Whether it is a class or function, whose state is carried under a name of its own.
+    fn is_callable(&self) -> bool {
+        self.description().is_some_and(|description| {
+            matches!(description.kind, Kind::Class | Kind::Function)
+                || matches!(self.content, Content::Definition(..))
+        })
+    }
+
     /// Whether only one worker can hold it as current.
     fn moves(&self) -> bool {
         matches!(&self.content, Content::Value(description) if description.kind == Kind::Value)

@@ -214,6 +214,13 @@ impl Wanted<'_> {
             let Some(entry) = self.ledger.entries.get(&name) else {
                 continue;
             };
+            if entry.is_callable() {
+                // What was set on it since it was defined.
+                let state = Name::from(format!("{name}.").as_str());
+                if self.ledger.entries.contains_key(&state) {
+                    open.push(state);
+                }
+            }
             match &entry.content {
                 Content::Definition(chain, _) => {
                     for defined in chain {

@@ -260,7 +260,7 @@ class BrowserTests:
                 "button.on_click(pressed)\nw.VBox([button, slider, label])",
                 LEFT,
             ),
-            ("slider.value", LEFT),
+            "import ipywidgets\nipywidgets.Checkbox(description='home')",
         )
         page.run_all()
         page.finished()
@@ -270,6 +270,15 @@ class BrowserTests:
         page.page.locator(".widget-readout").get_by_text("9").wait_for(timeout=PATIENCE)
         page.page.get_by_role("button", name="press").click()
         page.page.get_by_text("pressed at 9").wait_for(timeout=PATIENCE)
+        # After a reload the page asks the kernel for its widgets, wherever they live.
+        page.saved(path, lambda made: all(cell.execution_count for cell in made.cells))
+        page.page.reload()
+        page.ready()
+        page.page.get_by_text("pressed at 9").wait_for(timeout=PATIENCE)
+        track.click(position={"x": 1, "y": 2})
+        page.page.locator(".widget-readout").get_by_text("0").wait_for(timeout=PATIENCE)
+        page.page.get_by_role("button", name="press").click()
+        page.page.get_by_text("pressed at 0").wait_for(timeout=PATIENCE)
 
     @pytest.mark.cellferry
     def test_wrong_target_is_shown(self, open_notebook, tmp_path):

@@ -541,3 +541,14 @@ def test_comm_and_requests_while_a_step_runs(start, targets, tmp_path):
     gate.touch()
     kernel.finish(run)
     run.ok()
+
+
+def test_one_session_in_all_headers(start, targets):
+    """JupyterLab takes another session for a restarted kernel, and drops what it has not shown yet."""
+    kernel = start()
+    runs = [kernel.send("print(1)\n1", on(target) if target else None) for target in (LEFT, HOME, RIGHT)]
+    for run in runs:
+        kernel.finish(run)
+    seen = [message for run in runs for _, message in run.messages] + [run.reply for run in runs]
+    assert {message["header"]["session"] for message in seen} == {seen[0]["header"]["session"]}
+    assert any(message["msg_type"] == "stream" for message in seen)

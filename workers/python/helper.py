@@ -44,10 +44,23 @@ ATOMS = (int, float, complex, bool, str, bytes, type(None), type(...), type(NotI
 
 
 def snapshot():
-    return {name: id(value) for name, value in namespace.items()}
+    """Every name with the identity of its value, and every `name.` with those of its state."""
+    seen = {}
+    for name, value in namespace.items():
+        seen[name] = id(value)
+        if isinstance(value, (type, types.FunctionType)) and is_own(value) and value.__name__ == name:
+            state = state_of(value)
+            if state:
+                seen[name + "."] = fingerprint(state)
+    return seen
 
 
-known = snapshot()
+def fingerprint(state):
+    """Which objects a state consists of; what changes inside one of them is not seen."""
+    return {
+        key: fingerprint(item) if type(item) is dict else tuple(map(id, item)) if type(item) is tuple else id(item)
+        for key, item in state.items()
+    }
 
 
 def is_atom(value, depth=0):
@@ -66,6 +79,68 @@ def is_atom(value, depth=0):
     return numpy is not None and isinstance(value, getattr(numpy, "generic", ())) and kind.__module__ == "numpy"
 
 
+# --- state of definitions: a class or function is replayed as source, what was set on it is carried as `name.` -----
+
+# Set by the class statement itself, or by what decorates it.
+IMPLICIT = frozenset(
+    "__module__ __qualname__ __doc__ __dict__ __weakref__ __annotations__ __annotate__ __annotate_func__ "
+    "__annotations_cache__ __slots__ __firstlineno__ __static_attributes__ __abstractmethods__ _abc_impl "
+    "__match_args__ __hash__ __parameters__ __orig_bases__ __type_params__".split()
+)
+
+
+def state_of(value):
+    """What was set on a class or function, or can change in it, beyond what its source says; empty for most."""
+    if isinstance(value, types.FunctionType):
+        state = {}
+        if value.__dict__:
+            state["__dict__"] = dict(value.__dict__)
+            state["__dict__"].pop("__wrapped__", None)
+        for key in ("__defaults__", "__kwdefaults__"):
+            items = getattr(value, key)
+            if items and not all(is_atom(item) for item in (items.values() if isinstance(items, dict) else items)):
+                state[key] = items
+        return state
+    if type(value) is not type and type(value).__name__ != "ABCMeta":
+        return {}  # an Enum and the like: its class makes its attributes
+    return {key: item for key, item in vars(value).items() if key not in IMPLICIT and not is_of_source(value, key, item)}
+
+
+def is_of_source(owner, key, item):
+    """Whether replaying the class makes this attribute."""
+    if key.startswith("__dataclass_"):
+        return True
+    function = getattr(item, "__func__", None) or getattr(item, "fget", None) or getattr(item, "func", None) or item
+    function = getattr(function, "__wrapped__", function)
+    if isinstance(function, (types.FunctionType, type)):
+        # What a dataclass decorator writes has the class's name, too.
+        return getattr(function, "__qualname__", "").startswith(owner.__qualname__ + ".")
+    return isinstance(item, (types.MemberDescriptorType, types.GetSetDescriptorType)) or hasattr(type(item), "__get__")
+
+
+def set_state(value, state):
+    if isinstance(value, types.FunctionType):
+        value.__dict__.update(state.get("__dict__", {}))
+        for key in ("__defaults__", "__kwdefaults__"):
+            if key in state:
+                setattr(value, key, state[key])
+        return
+    for key in state_of(value):
+        if key not in state:
+            delattr(value, key)
+    for key, item in state.items():
+        setattr(value, key, item)
+
+
+def value_of(name):
+    """The value of a name, or what `name.` stands for."""
+    return state_of(namespace[name[:-1]]) if name.endswith(".") else namespace[name]
+
+
+def exists(name):
+    return name in namespace or (name.endswith(".") and name[:-1] in namespace)
+
+
 def is_own(value):
     """Whether a function or class was made in the notebook."""
     return getattr(value, "__module__", None) == "__main__"
@@ -74,6 +149,9 @@ def is_own(value):
 def has_state(function):
     """Whether a function carries something that could change: a closure, defaults, attributes."""
     return bool(function.__closure__ or function.__defaults__ or function.__kwdefaults__ or function.__dict__)
+
+
+known = snapshot()
 
 
 def describe(value):
@@ -94,6 +172,18 @@ def describe(value):
     return {"kind": kind, "type": type_name(value), "needs": needs}
 
 
+def describe_name(name):
+    value = value_of(name)
+    described = describe(value)
+    if name.endswith("."):
+        owner = namespace[name[:-1]]
+        described["type"] = "attributes of a %s" % ("class" if isinstance(owner, type) else "function")
+        described["needs"] = [name[:-1]]
+        if isinstance(owner, type) and all(is_atom(item) for item in value.values()):
+            described["kind"] = "atom"
+    return described
+
+
 def type_name(value):
     kind = type(value)
     module = kind.__module__
@@ -107,8 +197,7 @@ def changes():
     bound = {}
     for name, identity in now.items():
         if known.get(name) != identity and not INPUT_NAME.match(name):
-            value = namespace.get(name)
-            bound[name] = describe(value)
+            bound[name] = describe_name(name)
     gone = [name for name in known if name not in now and not INPUT_NAME.match(name)]
     known = now
     return bound, gone
@@ -347,7 +436,7 @@ def reach(names):
     """The objects that the names reach, by identity; `None` if they cannot be carried."""
     pickler = Pickler(Discard(), by_value=names, buffer_callback=lambda buffer: None)
     try:
-        pickler.dump({name: namespace[name] for name in names})
+        pickler.dump({name: value_of(name) for name in names})
     except Exception:
         return None
     return identities(pickler)
@@ -363,11 +452,11 @@ def may_share(value):
 def family(names):
     """`names` and every other name that shares a changeable object with them."""
     names = list(names)
-    if not any(may_share(namespace[name]) for name in names):
+    if not any(may_share(value_of(name)) for name in names):
         return names
     others = [
-        name for name, value in namespace.items()
-        if name not in names and not INPUT_NAME.match(name) and name not in hidden and may_share(value)
+        name for name in snapshot()
+        if name not in names and not INPUT_NAME.match(name) and name not in hidden and may_share(value_of(name))
     ]
     if not others:
         return names
@@ -399,7 +488,7 @@ def shared_bases(names):
         return ()
     try:
         Finder(Discard(), by_value=names, buffer_callback=lambda buffer: None).dump(
-            {name: namespace[name] for name in names}
+            {name: value_of(name) for name in names}
         )
     except Exception:
         return ()
@@ -409,7 +498,7 @@ def shared_bases(names):
 def why_not(name):
     """Why one name cannot be carried, or `None` if it can."""
     try:
-        Pickler(Discard(), by_value=(name,), buffer_callback=lambda buffer: None).dump(namespace[name])
+        Pickler(Discard(), by_value=(name,), buffer_callback=lambda buffer: None).dump(value_of(name))
     except RecursionError:
         return "nested too deeply to pickle"
     except Exception as error:
@@ -423,9 +512,9 @@ def take(content):
     Large values go to the file `segment` in shared memory, small ones into the reply.
     """
     wanted = content["names"]
-    missing = [name for name in wanted if name not in namespace]
-    names = family([name for name in wanted if name in namespace])
-    bases = shared_bases(names) if any(may_share(namespace[name]) for name in names) else ()
+    missing = [name for name in wanted if not exists(name)]
+    names = family([name for name in wanted if exists(name)])
+    bases = shared_bases(names) if any(may_share(value_of(name)) for name in names) else ()
     stream, buffers = io.BytesIO(), []
 
     def keep(buffer):
@@ -437,22 +526,22 @@ def take(content):
 
     pickler = Pickler(stream, by_value=names, shared_bases=bases, buffer_callback=keep)
     try:
-        pickler.dump({name: namespace[name] for name in names})
+        pickler.dump({name: value_of(name) for name in names})
     except Exception as error:
         failed = {}
         for name in names:
             reason = why_not(name)
             if reason is not None:
-                failed[name] = [type_name(namespace[name]), reason]
+                failed[name] = [type_name(value_of(name)), reason]
         if not failed:
-            failed[names[0]] = [type_name(namespace[names[0]]), str(error) or type(error).__name__]
+            failed[names[0]] = [type_name(value_of(names[0])), str(error) or type(error).__name__]
         return {"status": "uncarriable", "failed": failed, "missing": missing}, []
     data = stream.getbuffer()
     size = data.nbytes + sum(buffer.nbytes for buffer in buffers)
     reply = {
         "status": "ok",
-        "names": {name: describe(namespace[name]) for name in names},
-        "needs": sorted(pickler.needs - set(names)),
+        "names": {name: describe_name(name) for name in names},
+        "needs": sorted((pickler.needs | {name[:-1] for name in names if name.endswith(".")}) - set(names)),
         "missing": missing,
         "size": size,
     }
@@ -511,6 +600,9 @@ def put(action, buffers):
         data, *rest = read_segment(action["segment"], action["layout"])
     values = pickle.loads(data, buffers=rest)
     for name, value in values.items():
+        if name.endswith("."):
+            set_state(namespace[name[:-1]], value)
+            continue
         namespace[name] = value
         if re.match(r"^_\d+$", name):
             namespace["_oh"][int(name[1:])] = value

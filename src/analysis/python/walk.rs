@@ -587,23 +587,20 @@ impl<'s> Walker<'s> {
         match body {
             Body::Text => magics::script_outputs(cell.line).for_each(|name| self.write(name)),
             Body::Python | Body::PythonInside | Body::Unknown => {
-                if cell.name == "capture" {
-                    if let Some(name) = cell
-                        .line
-                        .split_whitespace()
-                        .find(|word| !word.starts_with('-'))
-                    {
-                        self.write(name);
+                let line = match body {
+                    Body::Unknown => "",
+                    _ if cell.name == "capture" => {
+                        let mut words = cell.line.split_whitespace();
+                        if let Some(name) = words.find(|word| !word.starts_with('-')) {
+                            self.write(name);
+                        }
+                        ""
                     }
-                } else if body != Body::Unknown {
-                    // The line of `%%timeit` is set-up code; it stays inside, too.
-                    self.python(
-                        magics::without_options(cell.line),
-                        body == Body::PythonInside,
-                    );
-                }
+                    _ => magics::without_options(cell.line),
+                };
+                // The line of `%%timeit` is set-up code: the body sees what it binds.
                 let inside = body == Body::PythonInside;
-                let valid = self.python(cell.body, inside);
+                let valid = self.python(&format!("{line}\n{}", cell.body), inside);
                 if body == Body::Unknown {
                     self.dynamic(Dynamic::Magic);
                 } else if !valid {
