@@ -171,6 +171,20 @@ DATAFLOW = {
         ("import asyncio\nawait asyncio.sleep(0)\nx = 'awaited'", LEFT),
         "x",
     ],
+    "state of definitions": [
+        "class Counter:\n    made = 0\n    seen = []\n    def __init__(self):\n        Counter.made += 1\n"
+        "        self.seen.append(self.made)\n"
+        "def remember(x, kept=[]):\n    kept.append(x)\n    return kept\n"
+        "def ticked():\n    ticked.n += 1\n    return ticked.n\nticked.n = 0\nCounter.label = 'set'",
+        ("one = Counter()\nprint(remember(1), ticked(), Counter.label)", LEFT),
+        "two = Counter()\nprint(remember(2), ticked(), Counter.made, Counter.seen, one.seen is two.seen is Counter.seen)",
+        ("Counter.label = 'left'\nCounter.twice = lambda self: 2 * self.made\nkept = remember(3)", LEFT),
+        ("print(Counter.label, one.twice(), kept is remember(4), kept, ticked(), len(one.seen))", RIGHT),
+        "del Counter.label\nkept.append('home')",
+        ("print(remember(5), hasattr(Counter, 'label'), two.twice())", LEFT),
+        "def ticked():\n    return 'new'\nclass Counter:\n    pass",
+        ("print(ticked(), hasattr(Counter, 'made'), ticked.__dict__, type(one).made)", RIGHT),
+    ],
     "comprehensions, walrus and scopes": [
         "k = 3\ndata = [1, 2]",
         ("squares = [k * k for k in data if (last := k)]\nprint(k, last)", LEFT),

@@ -446,7 +446,11 @@ def may_share(value):
     """Whether another name could share a changeable object with this value."""
     if isinstance(value, (types.ModuleType, type)) or is_atom(value):
         return False
-    return has_state(value) if isinstance(value, types.FunctionType) else True
+    if isinstance(value, types.FunctionType):
+        # The state of one that is replayed under its own name is carried by itself.
+        replayed = is_own(value) and namespace.get(value.__name__) is value
+        return bool(value.__closure__) or (has_state(value) and not replayed)
+    return True
 
 
 def family(names):
@@ -600,12 +604,13 @@ def put(action, buffers):
         data, *rest = read_segment(action["segment"], action["layout"])
     values = pickle.loads(data, buffers=rest)
     for name, value in values.items():
+        if not name.endswith("."):
+            namespace[name] = value
+            if re.match(r"^_\d+$", name):
+                namespace["_oh"][int(name[1:])] = value
+    for name, value in values.items():
         if name.endswith("."):
             set_state(namespace[name[:-1]], value)
-            continue
-        namespace[name] = value
-        if re.match(r"^_\d+$", name):
-            namespace["_oh"][int(name[1:])] = value
 
 
 def define(action, _):
