@@ -63,6 +63,8 @@ pub struct Definition {
     pub dynamic_later: Option<Dynamic>,
     /// Whether a decorator wraps it.
     pub decorated: bool,
+    /// Whether the cell binds a name of `needs_now` again after it.
+    pub outdated: bool,
 }
 
 /// Kinds of definition.

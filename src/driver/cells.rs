@@ -258,7 +258,7 @@ fn needed(analysis: &Analysis, workflow: Option<&Workflow>) -> Needed {
     needed.may.extend(
         analysis
             .mutates
-            .iter()
+            .union(&analysis.deletes)
             .filter(|name| !needed.must.contains(*name))
             .cloned(),
     );

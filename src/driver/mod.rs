@@ -589,9 +589,10 @@ impl Driver {
                 transfer,
                 worker,
                 names,
+                stale,
             } => match self
                 .values
-                .take(&self.author, transfer, &names, &mut self.agents)
+                .take(&self.author, transfer, &names, &stale, &mut self.agents)
             {
                 Ok(message) => self.agents.send(
                     worker,

@@ -11,14 +11,17 @@ use crate::analysis::DefinitionKind;
 use crate::ledger::Step;
 use crate::session::Orders;
 
-/// The helper that every Python worker gets, as source.
-const HELPER: &str = include_str!("../../workers/python/helper.py");
+/// The helper that every Python worker gets, as source: one module.
+const HELPER: [&str; 2] = [
+    include_str!("../../workers/python/pickling.py"),
+    include_str!("../../workers/python/helper.py"),
+];
 
 /// The message that installs the helper; `paths` are further places of the user's own modules.
 pub fn helper_message(author: &Author, paths: &[String]) -> Message {
     // A module of its own, so that pickles find its functions by name on both sides. JSON strings and
     // lists of text are Python literals, too.
-    let source = format!("PATHS = {}\n{HELPER}", json!(paths));
+    let source = format!("PATHS = {}\n{}", json!(paths), HELPER.concat());
     let module = "__import__('sys').modules.setdefault('_cellferry', __import__('types').ModuleType('_cellferry'))";
     let code = format!(
         "exec(compile({}, '<cellferry>', 'exec'), vars({module}))",
@@ -64,7 +67,7 @@ pub fn execute_parts(orders: Orders, values: &mut Values) -> Parts {
         serde_json::from_slice(&request.metadata).unwrap_or_default();
     metadata.insert(
         "cellferry".to_owned(),
-        json!({"count": orders.count, "actions": actions}),
+        json!({"count": orders.count, "actions": actions, "touched": orders.touched}),
     );
     let metadata = serde_json::to_vec(&metadata).unwrap_or_default();
     let mut parts = vec![

@@ -56,16 +56,17 @@ enum Place {
 }
 
 impl Values {
-    /// The message that takes `names` from a worker.
+    /// The message that takes `names` from a worker, which drops what is stale there.
     pub fn take(
         &mut self,
         author: &Author,
         transfer: u64,
         names: &BTreeSet<Name>,
+        stale: &BTreeSet<Name>,
         agents: &mut Agents,
     ) -> Result<Message, String> {
         let path = agents.segment_dir()?.join(transfer.to_string());
-        let content = json!({"verb": "take", "names": names, "segment": path});
+        let content = json!({"verb": "take", "names": names, "stale": stale, "segment": path});
         let message = author.message("cellferry_request", None, &content);
         let header = message.parse_header().map_err(|error| error.to_string())?;
         self.asked.insert(header.msg_id, transfer);

@@ -29,6 +29,9 @@ pub struct Description {
     /// Notebook names that it refers to.
     #[serde(default)]
     pub needs: BTreeSet<Name>,
+    /// Too large to look through: it may refer to any function or class.
+    #[serde(default)]
+    pub deep: bool,
 }
 
 /// How a value behaves when it is carried.
@@ -56,6 +59,8 @@ pub struct Defined {
     pub cell: Arc<str>,
     /// The execution count of the run that made it.
     pub number: u32,
+    /// Which versions of the names that the statement evaluates were current when it ran.
+    pub needs: BTreeMap<Name, u64>,
 }
 
 /// What the current version of a name is.
@@ -84,6 +89,8 @@ struct Entry {
     content: Content,
     holders: BTreeSet<WorkerId>,
     made_by: u32,
+    /// Which binding of the name it is.
+    version: u64,
 }
 
 impl Entry {
@@ -102,11 +109,25 @@ impl Entry {
         })
     }
 
+    /// What to say when nobody holds it any more.
+    fn as_lost(&self) -> Lost {
+        Lost {
+            type_name: self
+                .description()
+                .map_or_else(String::new, |description| description.type_name.clone()),
+            made_by: self.made_by,
+            held_by: "a target".to_owned(),
+        }
+    }
+
     /// Whether only one worker can hold it as current.
     fn moves(&self) -> bool {
         matches!(&self.content, Content::Value(description) if description.kind == Kind::Value)
     }
 }
+
+/// `_`, `__` and `___`.
+const UNDERSCORES: usize = 3;
 
 /// The directory of one session.
 #[derive(Clone, Debug, Default)]
@@ -118,6 +139,10 @@ pub struct Ledger {
     settings: Vec<(Arc<Defined>, BTreeSet<WorkerId>)>,
     /// Execution counts of the cells that had a result, in order: what `_`, `__` and `___` mean.
     results: Vec<u32>,
+    /// The last results as each worker's display hook has them, latest first.
+    shown: BTreeMap<WorkerId, Vec<u32>>,
+    /// Versions handed out so far.
+    versions: u64,
 }
 
 /// What a run changed, as its worker reported it.
@@ -127,6 +152,8 @@ pub struct Changes<'a> {
     pub bound: BTreeMap<Name, Description>,
     /// Names deleted.
     pub deleted: Vec<Name>,
+    /// What changeable values are now.
+    pub seen: BTreeMap<Name, Description>,
     /// The cell's own definitions.
     pub definitions: &'a [Definition],
 }
@@ -162,16 +189,32 @@ impl Ledger {
         for name in changes.deleted {
             self.forget(&name, worker);
         }
+        for (name, description) in changes.seen {
+            if let Some(Entry {
+                content: Content::Value(known),
+                ..
+            }) = self.entries.get_mut(&name)
+            {
+                *known = description;
+            }
+        }
+        if !plan.results.is_empty() {
+            self.shown.insert(worker, self.last_results());
+        }
         for (name, description) in changes.bound {
             if is_alias_of_result(&name) {
                 continue;
             }
             if let Some(count) = result_number(&name) {
                 self.results.push(count);
+                let shown = self.shown.entry(worker).or_default();
+                shown.insert(0, count);
+                shown.truncate(UNDERSCORES);
             }
             let content = self.content_of(&name, description, number, cell, changes.definitions);
             self.bind(name, content, worker, number);
         }
+        self.note_needs(changes.definitions, cell);
         for definition in changes.definitions {
             if matches!(
                 definition.kind,
@@ -181,6 +224,7 @@ impl Ledger {
                     definition: definition.clone(),
                     cell: cell.clone(),
                     number,
+                    needs: BTreeMap::new(),
                 });
                 self.settings.push((defined, BTreeSet::from([worker])));
             }
@@ -249,23 +293,20 @@ impl Ledger {
                 description.kind == Kind::Module || is_from_import(definition)
             }
             DefinitionKind::Class => description.kind == Kind::Class,
-            // A decorated function may carry a state of its own, unless it only goes by its name.
+            // What a decorator makes may carry a state of its own; a cache can be filled again.
             DefinitionKind::Function => {
-                if definition.decorated {
-                    !description.type_name.ends_with("function")
-                } else {
-                    true
-                }
+                !definition.decorated || description.type_name == "functools._lru_cache_wrapper"
             }
             DefinitionKind::Magic | DefinitionKind::Future => false,
         };
-        if !replayable {
+        if !replayable || definition.outdated {
             return Content::Value(description);
         }
         let defined = Arc::new(Defined {
             definition: definition.clone(),
             cell: cell.clone(),
             number,
+            needs: BTreeMap::new(),
         });
         let mut chain = vec![defined];
         if definition.kind == DefinitionKind::Import
@@ -287,12 +328,14 @@ impl Ledger {
 
     fn bind(&mut self, name: Name, content: Content, worker: WorkerId, number: u32) {
         let holders = BTreeSet::from([worker]);
+        self.versions += 1;
         if let Some(before) = self.entries.insert(
             name.clone(),
             Entry {
                 content,
                 holders,
                 made_by: number,
+                version: self.versions,
             },
         ) {
             for other in before
@@ -320,9 +363,90 @@ impl Ledger {
         }
     }
 
+    /// Notes which versions the definitions just recorded were evaluated with.
+    fn note_needs(&mut self, definitions: &[Definition], cell: &Arc<str>) {
+        for name in definitions.iter().flat_map(|definition| &definition.binds) {
+            let Some(Entry {
+                content: Content::Definition(chain, _),
+                ..
+            }) = self.entries.get(name)
+            else {
+                continue;
+            };
+            let Some(last) = chain.last().filter(|last| Arc::ptr_eq(&last.cell, cell)) else {
+                continue;
+            };
+            let version = |need: &Name| Some((need.clone(), self.entries.get(need)?.version));
+            let needs: BTreeMap<Name, u64> = last
+                .definition
+                .needs_now
+                .iter()
+                .filter_map(version)
+                .collect();
+            if needs.is_empty() {
+                continue;
+            }
+            let noted = Arc::new(Defined {
+                needs,
+                ..Defined::clone(last)
+            });
+            if let Some(Entry {
+                content: Content::Definition(chain, _),
+                ..
+            }) = self.entries.get_mut(name)
+                && let Some(last) = chain.last_mut()
+            {
+                *last = noted;
+            }
+        }
+    }
+
+    /// Whether running the definition's source again would make the same: what it evaluates is
+    /// still as it was, and cannot have changed in place.
+    fn replayable(&self, chain: &[Arc<Defined>]) -> bool {
+        chain.iter().all(|defined| {
+            defined.definition.needs_now.iter().all(|name| {
+                match (defined.needs.get(name), self.entries.get(name)) {
+                    (None, None) => true,
+                    (Some(version), Some(entry)) => {
+                        entry.version == *version
+                            && match &entry.content {
+                                Content::Definition(..) => true,
+                                Content::Value(description) => description.kind != Kind::Value,
+                                Content::Lost(_) => false,
+                            }
+                    }
+                    _ => false,
+                }
+            })
+        })
+    }
+
+    /// The names of changeable values among `names`.
+    pub fn changeable(&self, names: &BTreeSet<Name>) -> Vec<Name> {
+        let changeable = |name: &&Name| self.entries.get(*name).is_some_and(Entry::moves);
+        names.iter().filter(changeable).cloned().collect()
+    }
+
+    /// The stale names of a worker, which drops them now.
+    pub fn forget_stale(&mut self, worker: WorkerId) -> BTreeSet<Name> {
+        self.stale.remove(&worker).unwrap_or_default()
+    }
+
+    /// The counts that `_`, `__` and `___` stand for.
+    fn last_results(&self) -> Vec<u32> {
+        self.results
+            .iter()
+            .rev()
+            .take(UNDERSCORES)
+            .copied()
+            .collect()
+    }
+
     /// A worker is gone: what only it held is lost, except definitions, which can be replayed.
     pub fn worker_lost(&mut self, worker: WorkerId, held_by: &str) {
         self.stale.remove(&worker);
+        self.shown.remove(&worker);
         for (_, holders) in &mut self.settings {
             holders.remove(&worker);
         }
@@ -330,11 +454,10 @@ impl Ledger {
             if !entry.holders.remove(&worker) || !entry.holders.is_empty() {
                 continue;
             }
-            if let Content::Value(description) = &entry.content {
+            if let Content::Value(_) = &entry.content {
                 entry.content = Content::Lost(Lost {
-                    type_name: description.type_name.clone(),
-                    made_by: entry.made_by,
                     held_by: held_by.to_owned(),
+                    ..entry.as_lost()
                 });
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cellferry_wire::protocol::WorkerId;
 
-use super::{Content, Defined, Description, Entry, Kind, Ledger, Lost};
+use super::{Content, Defined, Description, Entry, Ledger, Lost};
 use crate::analysis::DefinitionKind;
 use crate::name::Name;
 
@@ -77,9 +77,8 @@ impl Ledger {
         let mut plan = Plan::default();
         let mut wanted = Wanted {
             ledger: self,
-            worker,
             names: BTreeSet::new(),
-            instances: false,
+            code: false,
             everything: false,
         };
         for name in needed.must.iter().chain(&needed.may) {
@@ -94,18 +93,14 @@ impl Ledger {
             .iter()
             .any(|name| wanted.names.contains(*name))
         {
-            for (index, count) in self.results.iter().rev().enumerate() {
-                let name = Name::from(format!("_{count}").as_str());
-                if index < 3 {
-                    plan.results.push(name.clone());
-                } else if !wanted.names.contains("Out") && !wanted.names.contains("_oh") {
-                    break;
-                }
-                wanted.add(&name);
+            let all = wanted.names.contains("Out") || wanted.names.contains("_oh");
+            let last = self.last_results();
+            let counts = if all { &self.results } else { &last };
+            for count in counts {
+                wanted.add(&result_name(*count));
             }
-            // Nothing to correct as long as all results were computed right here.
-            if !self.elsewhere(worker) {
-                plan.results.clear();
+            if self.shown.get(&worker).is_none_or(|shown| *shown != last) {
+                plan.results = last.iter().copied().map(result_name).collect();
             }
         }
         for put in arrived {
@@ -113,10 +108,9 @@ impl Ledger {
                 wanted.add(name);
             }
         }
-        if wanted.instances {
+        if wanted.code {
             for (name, entry) in &self.entries {
-                let class = matches!(entry.description(), Some(description) if description.kind == Kind::Class);
-                if class && entry.holders.contains(&worker) {
+                if entry.is_callable() {
                     wanted.add(name);
                 }
             }
@@ -147,7 +141,16 @@ impl Ledger {
                         plan.lost.push((name.clone(), lost.clone()));
                     }
                 }
-                Content::Definition(..) => {}
+                Content::Definition(chain, _) => {
+                    if self.replayable(chain) {
+                        continue;
+                    }
+                    if let Some(holder) = entry.holders.first() {
+                        plan.takes.entry(*holder).or_default().insert(name.clone());
+                    } else if needed.must.contains(name) {
+                        plan.lost.push((name.clone(), entry.as_lost()));
+                    }
+                }
             }
         }
         if plan.takes.is_empty() {
@@ -175,15 +178,10 @@ impl Ledger {
         }
         plan
     }
+}
 
-    /// Whether any result was computed by another worker.
-    fn elsewhere(&self, worker: WorkerId) -> bool {
-        self.results.iter().any(|count| {
-            self.entries
-                .get(format!("_{count}").as_str())
-                .is_some_and(|entry| !entry.holders.contains(&worker))
-        })
-    }
+fn result_name(count: u32) -> Name {
+    Name::from(format!("_{count}").as_str())
 }
 
 fn carried_or_defined(steps: &[Step], name: &Name) -> bool {
@@ -196,10 +194,9 @@ fn carried_or_defined(steps: &[Step], name: &Name) -> bool {
 /// The closure of names over what definitions and values refer to.
 struct Wanted<'a> {
     ledger: &'a Ledger,
-    worker: WorkerId,
     names: BTreeSet<Name>,
-    /// Whether a value may hold instances of the notebook's own classes.
-    instances: bool,
+    /// Whether a value may refer to any function or class.
+    code: bool,
     /// Whether a function may reach any name.
     everything: bool,
 }
@@ -223,16 +220,18 @@ impl Wanted<'_> {
             }
             match &entry.content {
                 Content::Definition(chain, _) => {
+                    let replayable = self.ledger.replayable(chain);
                     for defined in chain {
                         self.everything |= defined.definition.dynamic_later.is_some();
-                        open.extend(defined.definition.needs_now.iter().cloned());
+                        if replayable {
+                            open.extend(defined.definition.needs_now.iter().cloned());
+                        }
                         open.extend(defined.definition.needs_later.iter().cloned());
                     }
                 }
                 Content::Value(description) => {
                     open.extend(description.needs.iter().cloned());
-                    self.instances |=
-                        description.kind == Kind::Value && entry.holders.contains(&self.worker);
+                    self.code |= description.deep;
                 }
                 Content::Lost(_) => {}
             }
@@ -272,7 +271,7 @@ impl Order<'_> {
         else {
             return;
         };
-        if holders.contains(&self.worker) {
+        if holders.contains(&self.worker) || !self.ledger.replayable(chain) {
             return;
         }
         for defined in chain.clone() {

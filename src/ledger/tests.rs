@@ -13,6 +13,7 @@ fn value(kind: Kind, needs: &[&str]) -> Description {
         kind,
         type_name: "list".to_owned(),
         needs: names(needs),
+        deep: false,
     }
 }
 
@@ -27,6 +28,7 @@ fn function(name: &str, needs: &[&str]) -> Definition {
         changes_later: BTreeSet::new(),
         dynamic_later: None,
         decorated: false,
+        outdated: false,
     }
 }
 

@@ -92,6 +92,9 @@ pub struct Report {
     /// Names deleted.
     #[serde(default)]
     pub deleted: Vec<Name>,
+    /// What names that the cell could change are now.
+    #[serde(default)]
+    pub seen: BTreeMap<Name, Description>,
     /// What of the prelude failed; the cell did not run then.
     #[serde(default)]
     pub failed: Option<PreludeFailure>,
@@ -181,6 +184,8 @@ pub enum Effect {
         worker: WorkerId,
         /// Which.
         names: BTreeSet<Name>,
+        /// What is in its namespace and no longer current: dropped first, so that it cannot come along.
+        stale: BTreeSet<Name>,
     },
     /// The values of these transfers are not needed any more.
     Release(Vec<u64>),
@@ -212,6 +217,8 @@ pub struct Orders {
     pub count: Option<u32>,
     /// What must be done first.
     pub plan: Plan,
+    /// Names of values that the cell can change; the worker says after the run what they are.
+    pub touched: Vec<Name>,
     /// Cells that ran elsewhere since the last one here: for `In` and the history.
     pub inputs: Vec<(u32, Arc<str>)>,
 }
@@ -490,6 +497,7 @@ impl Session {
             let orders = Orders {
                 request: run.request.message.clone(),
                 count: run.count,
+                touched: self.ledger.changeable(&plan.touched),
                 plan: plan.clone(),
                 inputs,
             };
@@ -507,6 +515,7 @@ impl Session {
                 transfer: self.next_transfer,
                 worker: holder,
                 names,
+                stale: self.ledger.forget_stale(holder),
             });
         }
     }
@@ -664,6 +673,7 @@ impl Session {
         let changes = Changes {
             bound: report.bound,
             deleted: report.deleted,
+            seen: report.seen,
             definitions: &run.cell.definitions,
         };
         self.ledger

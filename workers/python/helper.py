@@ -3,15 +3,15 @@
 The kernel sends this file as source when a worker starts. It adds two things to the running kernel:
 a prelude and a report around `execute_request` (both in messages that only Cellferry sees), and a
 shell message of its own, `cellferry_request`, with the verbs `take` and `inputs`. Nothing of it stands in the
-user's namespace, and it needs nothing but the standard library. Python 3.8 or newer.
+user's namespace, and it needs nothing but the standard library. Python 3.8 or newer. How values are pickled
+stands in `pickling.py`, which is part of the same module.
 """
 
 import ast
 import builtins
-import importlib
+import collections
+import functools
 import io
-import linecache
-import marshal
 import mmap
 import os
 import pickle
@@ -21,9 +21,6 @@ import time
 import traceback
 import types
 
-PROTOCOL = 5
-# Buffers below this size (bytes) stay inside the pickle: they are cheaper to copy than to map.
-OUT_OF_BAND = 1 << 20
 # Values up to this size (bytes) travel inside the message instead of a shared-memory segment.
 INLINE = 1 << 18
 ALIGN = 64
@@ -108,7 +105,7 @@ def state_of(value):
 
 def is_of_source(owner, key, item):
     """Whether replaying the class makes this attribute."""
-    if key.startswith("__dataclass_"):
+    if key.startswith("__dataclass_") or ("__dataclass_fields__" in vars(owner) and key.startswith("__")):
         return True
     function = getattr(item, "__func__", None) or getattr(item, "fget", None) or getattr(item, "func", None) or item
     function = getattr(function, "__wrapped__", function)
@@ -155,21 +152,106 @@ known = snapshot()
 
 
 def describe(value):
-    """What the kernel must know of a value: its kind, its type, the notebook names it refers to."""
-    needs = []
+    """What the kernel must know of a value: its kind, its type, the notebook names that its code refers to."""
+    deep = False
     if isinstance(value, types.ModuleType):
-        kind = "module"
-    elif isinstance(value, type):
-        kind = "class"
-    elif isinstance(value, types.FunctionType):
-        kind = "value" if has_state(value) else "function"
-        if value.__globals__ is namespace:
-            needs = sorted(name for name in global_names(value.__code__) if not hasattr(builtins, name))
+        kind, needs = "module", set()
+    elif is_atom(value):
+        kind, needs = "atom", set()
+    elif isinstance(value, TYPE_VARIABLES):
+        kind, needs = "atom", set()
     else:
-        kind = "atom" if is_atom(value) else "value"
-        if is_own(type(value)):
-            needs = [type(value).__qualname__.split(".")[0]]
-    return {"kind": kind, "type": type_name(value), "needs": needs}
+        kind = "class" if isinstance(value, type) else "value"
+        if isinstance(value, types.FunctionType) and not has_state(value):
+            kind = "function"
+        needs, deep = code_needs(value)
+    needs = sorted(name for name in needs if not hasattr(builtins, name) or name in namespace)
+    return {"kind": kind, "type": type_name(value), "needs": needs, "deep": deep}
+
+
+# How many objects are looked at for what a value refers to; what holds more may refer to anything.
+LOOK_AT = 2000
+PLAIN = frozenset((*ATOMS, bytearray, memoryview))
+
+
+def code_needs(value):
+    """The notebook names that functions, classes and instances inside a value refer to, and whether it was too
+    large to look at all of it."""
+    needs, seen, open_ = set(), {}, [value]
+    while open_:
+        item = open_.pop()
+        kind = type(item)
+        if kind in PLAIN or id(item) in seen:
+            continue
+        seen[id(item)] = item
+        if len(seen) > LOOK_AT:
+            return needs, True
+        if kind is types.FunctionType:
+            if item.__globals__ is namespace:
+                needs |= global_names(item.__code__)
+            root = item.__qualname__.split(".")[0]
+            if item is not value and is_own(item) and namespace.get(root) is item:
+                needs.add(root)
+            open_.extend(contents(cell) for cell in item.__closure__ or ())
+            open_.extend(item.__defaults__ or ())
+            open_.extend((item.__kwdefaults__ or {}).values())
+            open_.extend(item.__dict__.values())
+        elif isinstance(item, type):
+            if not is_own(item):
+                continue
+            root = item.__qualname__.split(".")[0]
+            if item is not value and namespace.get(root) is not None:
+                needs.add(root)
+            if item is value or namespace.get(root) is not item:
+                open_.extend(vars(item).values())
+                open_.extend(item.__bases__)
+        elif kind in (list, tuple, set, frozenset, collections.deque):
+            if not PLAIN.issuperset(map(type, item)):
+                open_.extend(item)
+        elif isinstance(item, dict):
+            if not PLAIN.issuperset(map(type, item.values())):
+                open_.extend(item.values())
+            if not PLAIN.issuperset(map(type, item)):
+                open_.extend(item)
+        elif kind is types.MethodType:
+            open_.extend((item.__func__, item.__self__))
+        elif kind in (classmethod, staticmethod):
+            open_.append(item.__func__)
+        elif kind is property:
+            open_.extend((item.fget, item.fset, item.fdel))
+        elif kind is functools.partial:
+            open_.extend((item.func, *item.args, *item.keywords.values()))
+        elif kind is not types.ModuleType:
+            open_.append(kind)
+            attributes = instance_dict(item)
+            if attributes is not None:
+                open_.append(attributes)
+            for base in kind.__mro__ if is_own(kind) else ():
+                for key in slots_of(base):
+                    open_.append(getattr(item, key, None))
+            if isinstance(item, (list, tuple, set, frozenset)):
+                open_.extend(item)
+    return needs, False
+
+
+def contents(cell):
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def instance_dict(value):
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except (AttributeError, TypeError):
+        return None
+    return found if type(found) is dict else None
+
+
+def slots_of(kind):
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def describe_name(name):
@@ -203,211 +285,7 @@ def changes():
     return bound, gone
 
 
-# --- pickling ----------------------------------------------------------------------------------
-
-
-class Uncarriable(Exception):
-    pass
-
-
-# Types that pickle without a word but would not be the same thing elsewhere.
-def refuse(value):
-    if isinstance(value, io.IOBase) and not isinstance(value, (io.BytesIO, io.StringIO)):
-        raise Uncarriable("cannot carry an open file")
-    if isinstance(value, (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)):
-        raise Uncarriable("cannot carry a running %s" % type(value).__name__)
-
-
-def make_cell():
-    return types.CellType()
-
-
-def fill_cell(cell, state):
-    if state:
-        cell.cell_contents = state[0]
-
-
-def make_function(version, code, cells, origin):
-    if tuple(version) != sys.version_info[:2]:
-        raise Uncarriable(
-            "function made by Python %d.%d cannot run in Python %d.%d; define it with `def` at the top of a cell"
-            % (*version, *sys.version_info[:2])
-        )
-    function = types.FunctionType(marshal.loads(code), namespace, closure=cells or None)
-    if origin:
-        remember_source(function.__code__.co_filename, *origin)
-    return function
-
-
-def fill_function(function, state):
-    name, qualified, module, defaults, keyword_defaults, annotations, doc, attributes = state
-    function.__name__, function.__qualname__, function.__module__ = name, qualified, module
-    function.__defaults__, function.__kwdefaults__ = defaults, keyword_defaults
-    function.__annotations__, function.__doc__ = annotations, doc
-    function.__dict__.update(attributes)
-
-
-def remember_source(filename, number, lines):
-    """Lets tracebacks show the lines of a cell that ran elsewhere."""
-    if filename not in linecache.cache:
-        linecache.cache[filename] = (sum(map(len, lines)), None, lines, filename)
-        names = getattr(shell.compile, "_filename_map", None)
-        if names is not None:
-            names[filename] = number
-
-
-def origin_of(code):
-    entry = linecache.cache.get(code.co_filename)
-    names = getattr(shell.compile, "_filename_map", None) or {}
-    if entry is None or len(entry) < 3 or code.co_filename not in names:
-        return None
-    return names[code.co_filename], entry[2]
-
-
-def global_names(code):
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= global_names(constant)
-    return names
-
-
-def map_array(buffer, dtype, shape, order):
-    numpy = sys.modules.get("numpy") or importlib.import_module("numpy")
-    return numpy.ndarray(shape, dtype, buffer=buffer, order=order)
-
-
-def make_view(base, dtype, shape, offset, strides, writeable):
-    numpy = sys.modules["numpy"]
-    view = numpy.ndarray(shape, dtype, buffer=base, offset=offset, strides=strides)
-    view.flags.writeable = writeable
-    return view
-
-
-def owner_of(array):
-    """The array that owns the memory which `array` looks at."""
-    numpy = sys.modules["numpy"]
-    while isinstance(array.base, numpy.ndarray):
-        array = array.base
-    return array
-
-
-class Pickler(pickle.Pickler):
-    """Carries what pickle cannot: functions with live globals, views that share their memory.
-
-    What stands in the notebook's namespace under its own name (a class, a `def`) goes by that
-    name; the names needed on the other side are gathered in `needs`.
-    """
-
-    def __init__(self, file, by_value=(), shared_bases=(), buffer_callback=None):
-        super().__init__(file, PROTOCOL, buffer_callback=buffer_callback)
-        self.by_value = by_value
-        self.shared_bases = shared_bases
-        self.needs = set()
-        self.bases = {}
-
-    def reducer_override(self, value):
-        kind = type(value)
-        if kind is types.FunctionType:
-            return self.reduce_function(value)
-        if issubclass(kind, type):
-            return self.reduce_class(value)
-        if kind is types.ModuleType:
-            return self.reduce_module(value)
-        if kind is types.CellType:
-            try:
-                state = (value.cell_contents,)
-            except ValueError:
-                state = ()
-            return make_cell, (), state, None, None, fill_cell
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and isinstance(value, numpy.ndarray):
-            return self.reduce_array(value)
-        refuse(value)
-        # A wrapper that pickles by the name of what it wraps, such as `functools.lru_cache`.
-        attributes = getattr(value, "__dict__", None)
-        if type(attributes) is dict and attributes.get("__module__") == "__main__":
-            name = attributes.get("__qualname__")
-            if isinstance(name, str) and namespace.get(name) is value:
-                self.needs.add(name)
-        return NotImplemented
-
-    def own_name(self, value):
-        """The notebook name by which `value` can be found again, if it goes by name."""
-        if not is_own(value):
-            return None
-        root = value.__qualname__.split(".")[0]
-        found = namespace.get(root)
-        for part in value.__qualname__.split(".")[1:]:
-            found = getattr(found, part, None)
-        return root if found is value else None
-
-    def reduce_function(self, value):
-        root = self.own_name(value)
-        if root is not None and root not in self.by_value:
-            self.needs.add(root)
-            return NotImplemented
-        if not is_own(value) and value.__module__ is not None and "<locals>" not in value.__qualname__ \
-                and value.__name__ != "<lambda>":
-            return NotImplemented
-        if value.__globals__ is not namespace:
-            if value.__module__ in sys.modules and "<locals>" not in value.__qualname__:
-                return NotImplemented
-            return self.by_cloudpickle(value)
-        for name in global_names(value.__code__):
-            if name in namespace and not INPUT_NAME.match(name):
-                self.needs.add(name)
-        code = marshal.dumps(value.__code__)
-        state = (
-            value.__name__, value.__qualname__, value.__module__, value.__defaults__,
-            value.__kwdefaults__, dict(value.__annotations__), value.__doc__, dict(value.__dict__),
-        )
-        arguments = (tuple(sys.version_info[:2]), code, value.__closure__ or (), origin_of(value.__code__))
-        return make_function, arguments, state, None, None, fill_function
-
-    def reduce_class(self, value):
-        if not is_own(value):
-            return NotImplemented
-        root = self.own_name(value)
-        if root is not None:
-            self.needs.add(root)
-            return NotImplemented
-        return self.by_cloudpickle(value)
-
-    def by_cloudpickle(self, value):
-        try:
-            import cloudpickle
-        except ImportError:
-            raise Uncarriable(
-                "%s `%s` is not found under its own name in the notebook; install cloudpickle "
-                "(`%s -m pip install cloudpickle`) or define it at the top of a cell"
-                % ("class" if isinstance(value, type) else "function", value.__qualname__, sys.executable)
-            ) from None
-        return cloudpickle.loads, (cloudpickle.dumps(value, protocol=PROTOCOL),)
-
-    def reduce_module(self, value):
-        if sys.modules.get(value.__name__) is not value or value is main:
-            raise Uncarriable("cannot carry a module that was made by hand")
-        return importlib.import_module, (value.__name__,)
-
-    def reduce_array(self, value):
-        numpy = sys.modules["numpy"]
-        owner = owner_of(value)
-        self.bases[id(owner)] = owner
-        if id(owner) not in self.shared_bases or owner is value or value.dtype.hasobject:
-            if type(value) is not numpy.ndarray or value.dtype.hasobject:
-                return NotImplemented
-            if value.nbytes >= OUT_OF_BAND and (value.flags.c_contiguous or value.flags.f_contiguous):
-                try:
-                    buffer = pickle.PickleBuffer(value)
-                except (BufferError, ValueError):
-                    return value.__reduce__()
-                order = "C" if value.flags.c_contiguous else "F"
-                return map_array, (buffer, value.dtype, value.shape, order)
-            # NumPy's own protocol 5 form would give a small array that does not own its memory.
-            return value.__reduce__()
-        offset = value.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
-        return make_view, (owner, value.dtype, value.shape, offset, value.strides, value.flags.writeable)
+# --- what shares objects -----------------------------------------------------------------------------
 
 
 class Discard:
@@ -516,6 +394,7 @@ def take(content):
     Large values go to the file `segment` in shared memory, small ones into the reply.
     """
     wanted = content["names"]
+    forget(content.get("stale") or ())
     missing = [name for name in wanted if not exists(name)]
     names = family([name for name in wanted if exists(name)])
     bases = shared_bases(names) if any(may_share(value_of(name)) for name in names) else ()
@@ -626,7 +505,13 @@ def define(action, _):
 
 
 def drop(action, _):
-    for name in action["names"]:
+    forget(action["names"])
+
+
+def forget(names):
+    """Drops names whose value here is no longer the notebook's."""
+    for name in names:
+        known.pop(name, None)
         namespace.pop(name, None)
         if re.match(r"^_\d+$", name):
             namespace["_oh"].pop(int(name[1:]), None)
@@ -704,7 +589,7 @@ def execute(stream, ident, parent):
         shell.execution_count = order["count"]
     actions = order.get("actions") or ()
     failed = prelude(actions, [bytes(buffer) for buffer in parent.get("buffers", ())]) if actions else None
-    running.append((parent, failed, time.perf_counter()))
+    running.append((parent, failed, order.get("touched") or (), time.perf_counter()))
     return None if failed else execute_request(stream, ident, parent)
 
 
@@ -712,9 +597,13 @@ def report():
     """Called by ipykernel when it is done with a request: tells what the cell bound."""
     after_request()
     while running:
-        parent, failed, started = running.pop()
+        parent, failed, touched, started = running.pop()
         bound, gone = changes()
-        content = {"bound": bound, "deleted": gone, "failed": failed, "seconds": time.perf_counter() - started}
+        seen = {name: describe_name(name) for name in touched if name not in bound and exists(name)}
+        content = {
+            "bound": bound, "deleted": gone, "seen": seen, "failed": failed,
+            "seconds": time.perf_counter() - started,
+        }
         kernel.session.send(kernel.iopub_socket, "cellferry_report", content, parent=parent, ident=b"cellferry")
 
 

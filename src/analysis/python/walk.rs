@@ -154,8 +154,16 @@ impl<'s> Walker<'s> {
             self.functions.remove(&name);
             self.rebound.insert(name.clone());
         }
+        self.outdate(&name);
         self.found.writes.insert(name.clone());
         self.surely.insert(name);
+    }
+
+    /// Definitions evaluated with the name's value until now would come out otherwise from here on.
+    fn outdate(&mut self, name: &Name) {
+        for definition in &mut self.found.definitions {
+            definition.outdated |= definition.needs_now.contains(name);
+        }
     }
 
     fn delete(&mut self, text: &str) {
@@ -174,6 +182,7 @@ impl<'s> Walker<'s> {
             return;
         }
         self.read(text);
+        self.outdate(&name);
         self.rebound.insert(name.clone());
         self.surely.remove(&name);
         self.found.deletes.insert(name);
@@ -385,6 +394,7 @@ impl<'s> Walker<'s> {
         }
         self.found.definitions.push(Definition {
             kind,
+            outdated: binds.iter().any(|name| now.contains(name)),
             binds,
             source: self.text(range),
             line: self.line(range),
@@ -694,10 +704,26 @@ impl<'s> Walker<'s> {
 
     // --- calls
 
+    /// `frame.query("x > @limit")` reads `limit`.
+    fn interpolated_by_pandas(&mut self, arguments: &ruff_python_ast::Arguments) {
+        for text in arguments
+            .args
+            .iter()
+            .filter_map(Expr::as_string_literal_expr)
+        {
+            for part in text.value.to_str().split('@').skip(1) {
+                self.look(part.split_whitespace().next().unwrap_or_default());
+            }
+        }
+    }
+
     fn call(&mut self, call: &ruff_python_ast::ExprCall) {
         match &*call.func {
             Expr::Attribute(attribute) => {
                 self.mutate(&attribute.value);
+                if matches!(attribute.attr.as_str(), "query" | "eval") {
+                    self.interpolated_by_pandas(&call.arguments);
+                }
                 if matches!(
                     attribute.attr.as_str(),
                     "_getframe" | "currentframe" | "stack" | "run_cell" | "ex" | "run_line_magic"
