@@ -16,11 +16,24 @@ from play import Cell
 
 # What notebooks are made of. Off is what Cellferry is known not to do yet, or says in docs/values.md that it does not.
 FEATURES = {piece.feature: True for piece in PIECES} | {
+    "blocks": True,  # pieces inside `with`, `for`, `if`, `try`
+    "cache counts": False,  # `cache_info()` of `lru_cache`: the cache is not carried
+    "change of a result": False,  # as for `results`
+    "class decorators": False,  # instances that are called, bound by a decorated `def`: their changes are lost
     "class state": True,  # attributes of a class that its own methods change
-    "class decorators": True,
-    "blocks": True,  # pieces inside `with`, `for`, `if`, `try` and calls
-    "same cell again": True,
+    "classes defined again": False,  # a class below an older class of the same name
+    "contexts": False,  # `@contextmanager`: functions wrapped by a library's decorator
+    "definitions in blocks": False,  # classes and decorated functions below `if`, `for`, `try`
+    "global deletion": False,  # `del` of a global inside a function that a cell elsewhere calls
     "inputs elsewhere": False,  # `In` in a worker elsewhere holds only that worker's cells: docs/values.md
+    "kept own errors": False,  # exceptions whose `__init__` takes other arguments than `args`
+    "local classes": False,  # classes made inside functions lose their methods when they come back
+    "named tuples": False,  # classes made by calls
+    "results": False,  # `_` where the last result came to a worker by another way than being read
+    "same cell again": True,
+    "shared names bound again": False,  # a name that shared an object is bound anew: its old value comes back
+    "single dispatch": False,  # implementations registered after the definition
+    "type variables": False,  # objects that pickle by their name
 }
 
 TARGETS = ("left", "right", "home")
@@ -28,7 +41,7 @@ CELLS = 12, 20
 
 
 def features():
-    """FEATURES, changed by `CELLFERRY_ELISION_FEATURES`: `all`, or names with `-` or `+` before them, or `only:names`."""
+    """FEATURES, changed by `CELLFERRY_ELISION_FEATURES`: `all`, or names with `-` or `+` before them."""
     chosen = dict(FEATURES)
     for word in filter(None, os.environ.get("CELLFERRY_ELISION_FEATURES", "").split(",")):
         word = word.strip()
@@ -56,7 +69,8 @@ def notebook(seed, chosen=None):
     for number in range(1, random.randint(*CELLS) + 1):
         names.cell = number
         names.target = random.choice(TARGETS[:2]) if random.random() < 0.5 else random.choice((None, None, "home"))
-        if cells and names.features["same cell again"] and random.random() < 0.04:
+        again = cells and "_i" not in cells[-1].source and "In" not in cells[-1].source
+        if again and names.features["same cell again"] and random.random() < 0.04:
             source, tolerated = cells[-1].source, True
         else:
             source, tolerated = _source(names, weights)
@@ -119,6 +133,8 @@ def _piece(names, able, weights):
 
 def _in_block(names, lines):
     plain = not any(word in lines for word in ("%", "!", "global ", "import *", "await ", "del "))
+    if not names.on("definitions in blocks"):
+        plain = plain and not any(line.startswith(("class ", "@")) for line in lines.splitlines())
     if not names.on("blocks") or not plain or not names.chance(0.12):
         return lines
     inside = "\n".join("    " + line for line in lines.splitlines())
@@ -142,7 +158,8 @@ def _has_result(source):
     except (SyntaxError, IndexError):
         return False
     call = isinstance(last, ast.Expr) and isinstance(last.value, ast.Call)
-    return isinstance(last, ast.Expr) and not (call and getattr(last.value.func, "id", "") in ("print", "exec", "display"))
+    silent = call and getattr(last.value.func, "id", "") in ("print", "exec", "display")
+    return isinstance(last, ast.Expr) and not silent
 
 
 def written(cells):

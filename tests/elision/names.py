@@ -38,7 +38,7 @@ WORDS = {
     "lines": "lines told",
 }
 KINDS = {word: kind for kind, words in WORDS.items() for word in words.split()}
-VALUES = ("int", "text", "pair", "list", "nest", "array", "set")
+UNSHARED = ("int", "text", "pure", "changer", "reader", "setter", "class", "record_class", "code", "captured", "lines")
 
 
 class Names:
@@ -74,6 +74,8 @@ class Names:
         """A name for a new binding of the kind: often a new one, at times one in use."""
         words = WORDS[kind].split()
         free = [word for word in words if word not in self.kinds]
+        if not self.features["shared names bound again"] and kind not in UNSHARED:
+            words = free or [f"{self.random.choice(words)}{self.cell}"]
         name = self.random.choice(free if free and self.random.random() < 0.7 else words)
         return self.bind(name, kind, fact)
 

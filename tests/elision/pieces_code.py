@@ -36,7 +36,8 @@ def changer(names):
     if called and called != new and new not in _below(names, called) and names.chance(0.5):
         names.facts[new] = {called, *_below(names, called)}
         return f"def {new}(into, v={number}):\n    {called}(into, v + 1)\n    return into"
-    return f"def {new}(into, v={number}):\n    {names.choose('into.append(v)', 'into.insert(0, v)', 'into += [v, v]')}\n    return into"
+    return (f"def {new}(into, v={number}):\n"
+        f"    {names.choose('into.append(v)', 'into.insert(0, v)', 'into += [v, v]')}\n    return into")
 
 
 @piece("hidden changes", 2)
@@ -46,7 +47,11 @@ def call_changer(names):
     if not name or not value:
         return None
     target = names.choose(value, f"{outer}['k']" if outer else value)
-    return names.choose(f"{name}({target})", f"{name}({target}, {names.number()})[-1:]", f"list(map({name}, [{target}]))[0] is {target}")
+    return names.choose(
+        f"{name}({target})",
+        f"{name}({target}, {names.number()})[-1:]",
+        f"list(map({name}, [{target}]))[0] is {target}",
+    )
 
 
 @piece("hidden changes", 1.5)
@@ -93,7 +98,7 @@ def call_setter(names):
     return f"{name}()"
 
 
-@piece("global statement")
+@piece("global deletion")
 def deleter(names):
     name = names.some("int")
     if not name or len(names.kinds) < 6:
@@ -108,7 +113,8 @@ def closure(names):
     inner = names.some("list")
     if inner and names.chance(0.5):
         return (
-            f"def over(kept):\n    def inner():\n        kept.append(len(kept))\n        return sum(kept)\n    return inner\n"
+            f"def over(kept):\n    def inner():\n        kept.append(len(kept))\n        return sum(kept)\n"
+            f"    return inner\n"
             f"{new} = over({inner})"
         )
     return (
@@ -177,7 +183,8 @@ def decorated(names):
     new = names.new("wrapped")
     return (
         "import functools\ncalls = []\ndef counted(inner):\n    @functools.wraps(inner)\n    def outer(*args):\n"
-        f"        calls.append(args)\n        return inner(*args)\n    return outer\n@counted\ndef {new}(v):\n    return v + {names.number()}"
+        f"        calls.append(args)\n        return inner(*args)\n    return outer\n@counted\ndef {new}(v):\n"
+        f"    return v + {names.number()}"
     )
 
 
@@ -193,7 +200,8 @@ def decorated_elsewhere(names):
 def registry(names):
     new = names.new("pure")
     return (
-        "if 'handlers' not in globals():\n    handlers = {}\ndef register(name):\n    def keep(inner):\n        handlers[name] = inner\n"
+        "if 'handlers' not in globals():\n    handlers = {}\ndef register(name):\n    def keep(inner):\n"
+        "        handlers[name] = inner\n"
         f"        return inner\n    return keep\n@register('{new}')\ndef {new}(v):\n    return v - {names.number()}\n"
         "print([(key, handlers[key](9)) for key in sorted(handlers)])"
     )
@@ -203,7 +211,8 @@ def registry(names):
 def class_decorator(names):
     new = names.new("wrapped")
     return (
-        "class Counted:\n    def __init__(self, inner):\n        self.inner, self.times = inner, 0\n        self.__name__ = inner.__name__\n"
+        "class Counted:\n    def __init__(self, inner):\n        self.inner, self.times = inner, 0\n"
+        "        self.__name__ = inner.__name__\n"
         "    def __call__(self, v):\n        self.times += 1\n        return self.inner(v), self.times\n"
         f"@Counted\ndef {new}(v):\n    return v * 3"
     ) if names.on("class decorators") else None
@@ -212,7 +221,8 @@ def class_decorator(names):
 @piece("caches")
 def cached(names):
     new = names.new("wrapped")
-    return f"from functools import lru_cache\n@lru_cache(maxsize=None)\ndef {new}(v):\n    return v if v < 2 else {new}(v - 1) + {new}(v - 2)"
+    return (f"from functools import lru_cache\n@lru_cache(maxsize=None)\ndef {new}(v):\n"
+        f"    return v if v < 2 else {new}(v - 1) + {new}(v - 2)")
 
 
 @piece("cache counts")
@@ -231,9 +241,11 @@ def function_attribute(names):
 def generators(names):
     source, called = names.some("list"), names.some("pure")
     return source and names.choose(
-        f"def upto(stop):\n    for v in range(stop):\n        got = yield v\n        if got:\n            yield got\n{names.new('list')} = list(upto({names.number(1, 5)}))",
+        f"def upto(stop):\n    for v in range(stop):\n        got = yield v\n        if got:\n"
+        f"            yield got\n{names.new('list')} = list(upto({names.number(1, 5)}))",
         f"{names.new('int')} = sum({called or 'int'}(v) for v in {source} if isinstance(v, int))",
-        f"def walk(tree):\n    for v in tree:\n        yield from walk(v) if isinstance(v, list) else [v]\nprint(list(walk([{source}, [{source}]])))",
+        f"def walk(tree):\n    for v in tree:\n        yield from walk(v) if isinstance(v, list) else [v]\n"
+        f"print(list(walk([{source}, [{source}]])))",
     )
 
 
@@ -254,23 +266,32 @@ def comprehensions(names):
 @piece("classes", 2)
 def new_class(names):
     parent = names.some("class")
+    known = set(names.of("class"))
     new = names.new("class")
     number = names.number()
+    if new in known and not names.on("classes defined again"):
+        return None
     if parent and parent != new and names.chance(0.6):
         return (
-            f"class {new}({parent}):\n    extra = {number}\n    def __init__(self, n, more=1):\n        super().__init__(n + more)\n"
+            f"class {new}({parent}):\n    extra = {number}\n    def __init__(self, n, more=1):\n"
+            f"        super().__init__(n + more)\n"
             f"    def grow(self, k=1):\n        return super().grow(k) + self.extra"
         )
     called = names.some("pure", "reader")
     use = f"{called}({'self.n' if names.kinds.get(called) == 'pure' else ''})" if called else "self.n"
     return (
-        f"class {new}:\n    made = 0\n    kinds = []\n    def __init__(self, n):\n        self.n, self.items = n, []\n        type(self).made += {names.on('class state') and 1 or 0}\n"
-        f"    def __init_subclass__(cls, **more):\n        super().__init_subclass__(**more)\n        {'cls.kinds.append(cls)' if names.on('class state') else 'pass'}\n"
+        f"class {new}:\n    made = 0\n    kinds = []\n    def __init__(self, n):\n"
+        f"        self.n, self.items = n, []\n        type(self).made += {names.on('class state') and 1 or 0}\n"
+        f"    def __init_subclass__(cls, **more):\n        super().__init_subclass__(**more)\n"
+        f"        {'cls.kinds.append(cls)' if names.on('class state') else 'pass'}\n"
         f"    def grow(self, k=1):\n        self.items.append(k)\n        self.n += k\n        return self.n\n"
-        f"    def used(self):\n        return {use}\n    @property\n    def double(self):\n        return self.n * 2\n"
-        f"    @double.setter\n    def double(self, v):\n        self.n = v // 2\n    @classmethod\n    def of(cls, n):\n        return cls(n)\n"
+        f"    def used(self):\n        return {use}\n    @property\n    def double(self):\n"
+        f"        return self.n * 2\n"
+        f"    @double.setter\n    def double(self, v):\n        self.n = v // 2\n    @classmethod\n"
+        f"    def of(cls, n):\n        return cls(n)\n"
         f"    @staticmethod\n    def fixed():\n        return {number}\n"
-        f"    def __eq__(self, other):\n        return type(other) is type(self) and other.n == self.n\n    def __hash__(self):\n        return hash(self.n)\n"
+        f"    def __eq__(self, other):\n        return type(other) is type(self) and other.n == self.n\n"
+        f"    def __hash__(self):\n        return hash(self.n)\n"
         f"    def __repr__(self):\n        return f'{{type(self).__name__}}({{self.n}})'"
     )
 
@@ -337,14 +358,18 @@ def record_class(names):
     new = names.new("record_class")
     return (
         "import dataclasses\n@dataclasses.dataclass(order=True)\n"
-        f"class {new}:\n    n: int\n    tags: list = dataclasses.field(default_factory=list)\n    def add(self, tag):\n        self.tags.append(tag)\n        return self"
+        f"class {new}:\n    n: int\n    tags: list = dataclasses.field(default_factory=list)\n"
+        f"    def add(self, tag):\n        self.tags.append(tag)\n        return self"
     )
 
 
 @piece("dataclasses", 1.2)
 def new_record(names):
     name, tags = names.some("record_class"), names.some("list")
-    return name and f"{names.new('record')} = {name}({names.number()}{', ' + tags if tags and names.chance(0.5) else ''})"
+    if not name:
+        return None
+    new, number = names.new("record"), names.number()
+    return f"{new} = {name}({number}{', ' + tags if tags and names.chance(0.5) else ''})"
 
 
 @piece("dataclasses", 1.2)
@@ -356,29 +381,73 @@ def use_record(names):
     )
 
 
-@piece("enums and tuples", 0.8)
+@piece("enums", 0.8)
 def enums(names):
-    names.made.add("enums")
+    names.made.add("Color")
     return (
-        "import enum\nfrom collections import namedtuple\nclass Color(enum.Enum):\n    RED = 1\n    BLUE = 'b'\n"
-        f"Spot = namedtuple('Spot', 'x y')\ncolor, spot = Color.{names.choose('RED', 'BLUE')}, Spot({names.number()}, [1])"
+        "import enum\nclass Color(enum.Enum):\n    RED = 1\n    BLUE = 'b'\n    def low(self):\n"
+        "        return self.name.lower()\n"
+        f"color = Color.{names.choose('RED', 'BLUE')}"
     )
 
 
-@piece("enums and tuples", 0.8)
+@piece("enums", 0.8)
 def use_enums(names):
     return names.choose(
-        "print(color, color is Color.RED, spot, isinstance(spot, Spot), spot._replace(x=0))",
-        "spot.y.append(2)\nprint(spot, Color(1) is Color.RED, {Color.RED: 1}.get(color))",
-    ) if "enums" in names.made else None
+        "print(color, color is Color.RED, color.low(), list(Color))",
+        "print(Color(1) is Color.RED, {Color.RED: 1}.get(color), isinstance(color, Color))",
+    ) if "Color" in names.made else None
+
+
+@piece("named tuples", 0.8)
+def named_tuple(names):
+    names.made.add("Spot")
+    return f"from collections import namedtuple\nSpot = namedtuple('Spot', 'x y')\nspot = Spot({names.number()}, [1])"
+
+
+@piece("named tuples", 0.8)
+def use_named_tuple(names):
+    return names.choose(
+        "print(spot, isinstance(spot, Spot), spot._replace(x=0))", "spot.y.append(2)\nprint(spot, Spot(1, 2))"
+    ) if "Spot" in names.made else None
+
+
+@piece("single dispatch", 0.6)
+def dispatch(names):
+    names.made.add("shape_of")
+    return ("from functools import singledispatch\n@singledispatch\ndef shape_of(v):\n    return 'any'\n"
+        "print(shape_of(1))")
+
+
+@piece("single dispatch", 0.8)
+def use_dispatch(names):
+    if "shape_of" not in names.made:
+        return None
+    kind = names.choose("int", "list", "str")
+    return (f"@shape_of.register({kind})\ndef of_{kind}(v):\n    return '{kind}'\n"
+        f"print(shape_of([1]), shape_of(1), shape_of('s'))")
+
+
+@piece("type variables", 0.5)
+def type_variable(names):
+    names.made.add("Held")
+    return ("import typing\nT = typing.TypeVar('T')\nclass Held(typing.Generic[T]):\n"
+        "    def __init__(self, v):\n        self.v = v\nheld_one = Held[int](3)")
+
+
+@piece("type variables", 0.5)
+def use_type_variable(names):
+    return "print(type(held_one) is Held, held_one.v, type(Held[str]('s')).__name__)" if "Held" in names.made else None
 
 
 @piece("contexts", 0.8)
 def context(names):
     value = names.some("list") or "[]"
     return (
-        "from contextlib import contextmanager\n@contextmanager\ndef within(trace):\n    trace.append('in')\n    try:\n        yield trace\n"
-        f"    finally:\n        trace.append('out')\nwith within({value if value != '[]' else '[]'}[:]) as trace:\n    print(trace)\nprint(trace)"
+        "from contextlib import contextmanager\n@contextmanager\ndef within(trace):\n    trace.append('in')\n"
+        "    try:\n        yield trace\n"
+        f"    finally:\n        trace.append('out')\n"
+        f"with within({value if value != '[]' else '[]'}[:]) as trace:\n    print(trace)\nprint(trace)"
     )
 
 
@@ -386,7 +455,8 @@ def context(names):
 def hierarchy(names):
     names.made.add("both")
     return (
-        "class Left:\n    def who(self):\n        return ['left']\nclass Right:\n    def who(self):\n        return ['right']\n"
+        "class Left:\n    def who(self):\n        return ['left']\nclass Right:\n    def who(self):\n"
+        "        return ['right']\n"
         "class Both(Left, Right):\n    def who(self):\n        return ['both', *super().who(), *Right.who(self)]\n"
         "both = Both()\nprint(both.who(), [c.__name__ for c in Both.__mro__])"
     )
@@ -401,7 +471,8 @@ def use_hierarchy(names):
 def local_class(names):
     names.made.add("Made")
     return (
-        f"def build(base):\n    class Made(base):\n        size = {names.number()}\n        def __repr__(self):\n            return f'Made({{self.size}})'\n"
+        f"def build(base):\n    class Made(base):\n        size = {names.number()}\n"
+        f"        def __repr__(self):\n            return f'Made({{self.size}})'\n"
         "    return Made\nMade = build(object)\nmade = Made()\nprint(made, type(made) is Made)"
     )
 
@@ -415,7 +486,8 @@ def use_local_class(names):
 def recursion(names):
     names.made.add("even")
     return (
-        f"def even(v):\n    return v == 0 or odd(v - 1)\ndef odd(v):\n    return v != 0 and even(v - 1)\nprint(even({names.number(2, 9)}))"
+        f"def even(v):\n    return v == 0 or odd(v - 1)\ndef odd(v):\n    return v != 0 and even(v - 1)\n"
+        f"print(even({names.number(2, 9)}))"
     )
 
 

@@ -1,4 +1,4 @@
-"""Pieces about what is easily forgotten: branches, errors, shadowed builtins, text that is executed, magics, results."""
+"""Pieces about what is easily forgotten: branches, errors, shadowed builtins, executed text, magics, results."""
 
 from pieces import piece
 
@@ -16,7 +16,8 @@ def branch(names):
 
 @piece("branches")
 def maybe(names):
-    return f"print({names.choose('mostly', 'rarely')!r} in globals())\nif {names.some('int') or 1} % 3:\n    mostly = 1"
+    return (f"print({names.choose('mostly', 'rarely')!r} in globals())\nif {names.some('int') or 1} % 3:\n"
+        f"    mostly = 1")
 
 
 @piece("loops", 1.2)
@@ -24,7 +25,8 @@ def loops(names):
     source, new = names.some("list"), names.new("int")
     return source and names.choose(
         f"for {new} in {source}[:3] or [0]:\n    pass\nelse:\n    print('ended', {new})",
-        f"{new} = 0\nwhile {new} < 3:\n    {new} += 1\n    if {new} in {source}:\n        break\nelse:\n    print('no break')",
+        f"{new} = 0\nwhile {new} < 3:\n    {new} += 1\n    if {new} in {source}:\n        break\nelse:\n"
+        f"    print('no break')",
         f"for {new}, v in enumerate({source}[:2] or [1]):\n    print({new}, v, end=';')\nprint()",
     )
 
@@ -45,9 +47,11 @@ def caught(names):
     value = names.some("list") or "[1]"
     return names.choose(
         f"try:\n    {value}[99]\nexcept IndexError as e:\n    {names.new('error')} = e\nprint('e' in globals())",
-        "try:\n    {}['x']\nexcept (KeyError, ValueError) as e:\n    print(type(e).__name__, e)\nfinally:\n    print('finally')",
+        "try:\n    {}['x']\nexcept (KeyError, ValueError) as e:\n    print(type(e).__name__, e)\nfinally:\n"
+        "    print('finally')",
         "try:\n    nothing_here\nexcept NameError as e:\n    print(e)\nelse:\n    print('was there')",
-        f"try:\n    raise ExceptionGroup('some', [ValueError({names.number()}), TypeError('t')])\nexcept* ValueError as several:\n    print(several.exceptions)\nexcept* TypeError:\n    print('type')",
+        f"try:\n    raise ExceptionGroup('some', [ValueError({names.number()}), TypeError('t')])\n"
+        f"except* ValueError as several:\n    print(several.exceptions)\nexcept* TypeError:\n    print('type')",
     )
 
 
@@ -55,15 +59,30 @@ def caught(names):
 def own_error(names):
     names.made.add("Broken")
     return (
-        "class Broken(ValueError):\n    def __init__(self, code):\n        super().__init__(f'code {code}')\n        self.code = code\n"
-        f"def check(v):\n    if v > 4:\n        raise Broken(v)\n    return v\ntry:\n    print(check({names.number()}))\n"
+        "class Broken(ValueError):\n    def __init__(self, code):\n        super().__init__(f'code {code}')\n"
+        "        self.code = code\n"
+        f"def check(v):\n    if v > 4:\n        raise Broken(v)\n    return v\ntry:\n"
+        f"    print(check({names.number()}))\n"
         f"except Broken as e:\n    print('broken', e.code)"
     )
 
 
 @piece("own errors", 0.8)
 def use_own_error(names):
-    return f"try:\n    print(check({names.number()}))\nexcept Broken as e:\n    print('again', e, e.code)" if "Broken" in names.made else None
+    return (f"try:\n    print(check({names.number()}))\nexcept Broken as e:\n"
+        f"    print('again', e, e.code)" if "Broken" in names.made else None)
+
+
+@piece("kept own errors", 0.8)
+def keep_own_error(names):
+    if "Broken" not in names.made:
+        return None
+    return "try:\n    check(7)\nexcept Broken as e:\n    kept_error = e\nprint(kept_error)"
+
+
+@piece("kept own errors", 0.8)
+def use_kept_error(names):
+    return "print(kept_error, kept_error.code, kept_error.args)" if "Broken" in names.made else None
 
 
 @piece("raised errors", 1, raises=True)
@@ -119,7 +138,9 @@ def see_shadow(names):
 def by_globals(names):
     new = names.new(names.choose("int", "list"))
     value = names.number() if names.kinds[new] == "int" else names.numbers()
-    return names.choose(f"globals()['{new}'] = {value}", f"vars().update({new}={value})", f"locals()['{new}'] = {value}")
+    return names.choose(
+        f"globals()['{new}'] = {value}", f"vars().update({new}={value})", f"locals()['{new}'] = {value}"
+    )
 
 
 @piece("namespace", 0.8)
@@ -177,7 +198,10 @@ def modules(names):
 @piece("modules", 0.8)
 def use_modules(names):
     return names.choose(
-        "print(os.path.join('a', 'b'))", "print(floor(3.5), factorial(3))", "print(js.loads('[1]'))", "print(words.digits)"
+        "print(os.path.join('a', 'b'))",
+        "print(floor(3.5), factorial(3))",
+        "print(js.loads('[1]'))",
+        "print(words.digits)",
     ) if "modules" in names.made else None
 
 
@@ -191,7 +215,8 @@ def module_in_function(names):
 def awaited(names):
     names.made.add("later")
     return (
-        f"import asyncio\nasync def later(v):\n    await asyncio.sleep(0)\n    return v + 1\n{names.new('int')} = await later({names.number()})"
+        f"import asyncio\nasync def later(v):\n    await asyncio.sleep(0)\n    return v + 1\n"
+        f"{names.new('int')} = await later({names.number()})"
     )
 
 
@@ -229,7 +254,9 @@ def who(names):
 
 @piece("settings", 0.5)
 def setting(names):
-    return names.choose("%precision 3", "%precision", "%pprint", "%config InteractiveShell.ast_node_interactivity = 'last_expr'")
+    return names.choose(
+        "%precision 3", "%precision", "%pprint", "%config InteractiveShell.ast_node_interactivity = 'last_expr'"
+    )
 
 
 @piece("results", 1, whole=False)
@@ -267,7 +294,9 @@ def types(names):
     value = names.some("list", "int", "array", "frame", "object", "record", "pair", "deque", "rng")
     called = names.some("pure", "reader", "changer")
     text = f"print(type({value}), type({value}).__module__)" if value else None
-    return names.choose(text, f"print({called}.__name__, {called}.__doc__, {called}.__module__)") if value and called else text
+    if not value or not called:
+        return text
+    return names.choose(text, f"print({called}.__name__, {called}.__doc__, {called}.__module__)")
 
 
 @piece("annotations", 0.6)

@@ -58,7 +58,7 @@ def star(names):
 @piece("unpacking")
 def swap(names):
     both = names.two("list")
-    return "{0}, {1} = {1}, {0}".format(*both) if both else None
+    return "{0}, {1} = {1}, {0}".format(*both) if both and names.on("shared names bound again") else None
 
 
 @piece("aliases", 2)
@@ -75,7 +75,8 @@ def alias_inside(names):
     key = names.choose("k", "new", "other")
     if names.kinds[inner] == "list":
         return f"{outer}['{key}'] = {inner}"
-    return f"{outer}['kept'] = [{inner}][0:0]\nholder = {{'in': {inner}, 'twice': [{inner}]}}\nprint(holder['in'] is {inner})"
+    return (f"{outer}['kept'] = [{inner}][0:0]\nholder = {{'in': {inner}, 'twice': [{inner}]}}\n"
+        f"print(holder['in'] is {inner})")
 
 
 @piece("aliases", 1.5)
@@ -114,7 +115,7 @@ def change_list(names):
         f"{name}.insert(0, {number})",
         f"del {name}[4:]",
         f"{name}.extend(v + 1 for v in {name}[:2])",
-        f"{name} = {name} + [{number}]",
+        f"{name} = {name} + [{number}]" if names.on("shared names bound again") else f"{name} *= 2\ndel {name}[5:]",
         f"{name} *= 1",
     )
 
@@ -150,7 +151,8 @@ def change_number(names):
 
 @piece("deletion")
 def delete(names):
-    name = names.some("int", "list", "text", "pair", "array", "object", "pure")
+    shared = ("list", "array", "object", "pure") if names.on("shared names bound again") else ()
+    name = names.some("int", "text", "pair", *shared)
     if not name or len(names.kinds) < 6:
         return None
     names.forget(name)
@@ -159,7 +161,7 @@ def delete(names):
 
 @piece("rebinding")
 def other_kind(names):
-    name = names.some("list", "int", "text", "array", "pure")
+    name = names.some("int", "text", "pure", *(("list", "array") if names.on("shared names bound again") else ()))
     if not name or len(names.kinds) < 8:
         return None
     names.bind(name, "int" if names.kinds[name] != "int" else "list")
@@ -303,7 +305,8 @@ def iterator(names):
     if not source:
         return None
     names.made.add("it")
-    return names.choose(f"it = iter({source})\nprint(next(it, 'end'))", "import itertools\nit = itertools.count(3)\nnext(it)")
+    return names.choose(f"it = iter({source})\nprint(next(it, 'end'))", "import itertools\n"
+        "it = itertools.count(3)\nnext(it)")
 
 
 @piece("iterators", 0.7)

@@ -1,7 +1,8 @@
 """Runs the cells of a notebook in one kernel, in the ways that clients do, and keeps what must not depend on where
-cells ran: what each printed, its result, its error, its count. Timing, stderr and tracebacks are left to other tests."""
+cells ran: what each printed, its result, its error, its count. Other tests see to timing, stderr and tracebacks."""
 
 import os
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import nbformat
 from client import Kernel, on
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
 
 PLAIN, FERRY = "python3", os.environ.get("CELLFERRY_TEST_KERNEL", "cellferry")
 TOLERATED = "raises-exception"
@@ -17,7 +19,7 @@ TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a generated notebook: its source, the target it is sent to, and whether its error may be passed over."""
+    """A cell of a generated notebook: its source, the target it is sent to, whether its error may be passed over."""
 
     source: str
     target: str | None = None
@@ -88,7 +90,11 @@ def from_file(name, folder, cells, metadata):
     path = Path(folder) / f"{name}.ipynb"
     nbformat.write(made, path)
     client = NotebookClient(
-        made, timeout=TIMEOUT_SECONDS, kernel_name=name, resources={"metadata": {"path": str(folder)}}
+        made,
+        timeout=TIMEOUT_SECONDS,
+        kernel_name=name,
+        resources={"metadata": {"path": str(folder)}},
+        config=Config({"KernelManager": _connection(folder)}),
     )
     try:
         client.execute(env={**os.environ, "CELLFERRY_NOTEBOOK": str(path)})
@@ -133,11 +139,16 @@ class Pairs:
         return difference(expected, got)
 
     def _start(self):
-        return [Kernel(name, self.folder, ready=False) for name in (PLAIN, FERRY)]
+        return [Kernel(name, self.folder, ready=False, **_connection(self.folder)) for name in (PLAIN, FERRY)]
 
     def _close(self, kernels):
         for kernel in kernels or ():
             kernel.close()
+
+
+def _connection(folder):
+    """Free TCP ports are found before they are bound, so among thousands of kernels some would find theirs taken."""
+    return {"transport": "ipc", "ip": f"{folder}/{uuid.uuid4().hex[:8]}"}
 
 
 def _of(cell, metadata):
