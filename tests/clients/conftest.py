@@ -2,7 +2,6 @@
 
 `CELLFERRY_TEST_KERNEL=python3` runs what does not need Cellferry against ipykernel itself."""
 
-import os
 import shutil
 import sys
 import uuid
@@ -14,9 +13,8 @@ pytest.register_assert_rewrite("browser", "client", "compare")
 
 from client import Kernel  # noqa: E402
 from compare import assert_same_as_ipykernel, notebook  # noqa: E402
-from world import own_world, write_targets  # noqa: E402
+from world import KERNEL, own_world, write_targets  # noqa: E402
 
-KERNEL = os.environ.get("CELLFERRY_TEST_KERNEL", "cellferry")
 OUT = Path(__file__).parent.parent / "out"
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import processes
 
+# The kernelspec under test.
+KERNEL = os.environ.get("CELLFERRY_TEST_KERNEL", "cellferry")
 LEFT_WITHIN_SECONDS = 5
 
 # Files seen while another test ran beside: nobody's yet, looked at again when this worker is alone.

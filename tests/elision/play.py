@@ -11,8 +11,9 @@ from client import Kernel, on
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
+from world import KERNEL
 
-PLAIN, FERRY = "python3", os.environ.get("CELLFERRY_TEST_KERNEL", "cellferry")
+PLAIN, FERRY = "python3", KERNEL
 TOLERATED = "raises-exception"
 TIMEOUT_SECONDS = 60
 
