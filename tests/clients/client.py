@@ -80,8 +80,8 @@ def on(target, **more):
 class Kernel:
     """A running kernel and one client of it. Use as a context manager."""
 
-    def __init__(self, name, cwd, env=None, ready=True):
-        self.manager = KernelManager(kernel_name=name)
+    def __init__(self, name, cwd, env=None, ready=True, **connection):
+        self.manager = KernelManager(kernel_name=name, **connection)
         self.manager.start_kernel(cwd=str(cwd), **({"env": env} if env else {}))
         self.client = self.manager.blocking_client()
         self.client.start_channels()

@@ -2,7 +2,7 @@
 
 import jupyter_kernel_test
 import pytest
-from conftest import KERNEL
+from world import KERNEL
 
 pytestmark = pytest.mark.usefixtures("module_world")
 
