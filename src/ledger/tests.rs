@@ -217,3 +217,32 @@ fn the_last_results_are_those_of_the_notebook() {
     assert_eq!(plan.results, [Name::from("_2"), Name::from("_1")]);
     assert_eq!(plan.steps.len(), 1);
 }
+
+#[test]
+fn a_definition_is_replayed_only_if_it_would_come_out_the_same() {
+    let mut ledger = Ledger::default();
+    let mut scaled = function("f", &[]);
+    scaled.needs_now = names(&["k"]);
+    let bound = [("k", Kind::Atom), ("f", Kind::Function)];
+    bind(&mut ledger, HOME, 1, &bound, &[scaled.clone()]);
+    let steps = bring(&ledger, LAB, &must(&["f"])).steps;
+    assert!(
+        matches!(steps.as_slice(), [Step::Put(_), Step::Define(_)]),
+        "{steps:?}"
+    );
+    // A default argument that has been bound again since: the function itself must travel.
+    bind(&mut ledger, HOME, 2, &[("k", Kind::Atom)], &[]);
+    let steps = bring(&ledger, LAB, &must(&["f"])).steps;
+    assert!(
+        matches!(steps.as_slice(), [Step::Put(put)] if put.names.contains_key("f")),
+        "{steps:?}"
+    );
+    // One that can change in place is shared with whoever else has it.
+    let bound = [("k", Kind::Value), ("f", Kind::Function)];
+    bind(&mut ledger, HOME, 3, &bound, &[scaled]);
+    let steps = bring(&ledger, LAB, &must(&["f"])).steps;
+    assert!(
+        steps.iter().all(|step| matches!(step, Step::Put(_))),
+        "{steps:?}"
+    );
+}

@@ -17,23 +17,11 @@ from play import Cell
 # What notebooks are made of. Off is what Cellferry is known not to do yet, or says in docs/values.md that it does not.
 FEATURES = {piece.feature: True for piece in PIECES} | {
     "blocks": True,  # pieces inside `with`, `for`, `if`, `try`
-    "cache counts": False,  # `cache_info()` of `lru_cache`: the cache is not carried
-    "change of a result": False,  # as for `results`
-    "class decorators": False,  # instances that are called, bound by a decorated `def`: their changes are lost
     "class state": True,  # attributes of a class that its own methods change
-    "classes defined again": False,  # a class below an older class of the same name
-    "contexts": False,  # `@contextmanager`: functions wrapped by a library's decorator
-    "definitions in blocks": False,  # classes and decorated functions below `if`, `for`, `try`
-    "global deletion": False,  # `del` of a global inside a function that a cell elsewhere calls
-    "inputs elsewhere": False,  # `In` in a worker elsewhere holds only that worker's cells: docs/values.md
-    "kept own errors": False,  # exceptions whose `__init__` takes other arguments than `args`
-    "local classes": False,  # classes made inside functions lose their methods when they come back
-    "named tuples": False,  # classes made by calls
-    "results": False,  # `_` where the last result came to a worker by another way than being read
     "same cell again": True,
-    "shared names bound again": False,  # a name that shared an object is bound anew: its old value comes back
-    "single dispatch": False,  # implementations registered after the definition
-    "type variables": False,  # objects that pickle by their name
+    # Differences that docs/values.md tells.
+    "cache counts": False,  # `cache_info()` of `lru_cache`: the cache is not carried
+    "inputs elsewhere": False,  # `In` in a worker elsewhere holds only that worker's cells
 }
 
 TARGETS = ("left", "right", "home")

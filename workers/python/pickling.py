@@ -207,6 +207,10 @@ def make_type_variable(kind, name, arguments, options):
     return value
 
 
+def make_proxy(mapping):
+    return types.MappingProxyType(mapping)
+
+
 def make_weak_dictionary(items):
     return weakref.WeakKeyDictionary(items)
 
@@ -219,6 +223,14 @@ def make_cached_property(function, name):
 
 def make_lru_cache(function, parameters):
     return functools.lru_cache(**parameters)(function)
+
+
+def resolves(value):
+    """Whether a function or class is found in its module under its name."""
+    found = sys.modules.get(value.__module__)
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is value
 
 
 def has_own_getattr(kind):
@@ -295,6 +307,8 @@ class Pickler(pickle.Pickler):
         if not is_own(value):
             return None
         root = value.__qualname__.split(".")[0]
+        if RESULT_NAME.match(root):  # what IPython takes for the last result, elsewhere another
+            return None
         found = namespace.get(root)
         for part in value.__qualname__.split(".")[1:]:
             found = getattr(found, part, None)
@@ -311,7 +325,7 @@ class Pickler(pickle.Pickler):
 
     def reduce_function(self, value):
         name = value.__qualname__
-        if not is_own(value) and value.__module__ is not None and "<locals>" not in name and value.__name__ != "<lambda>":
+        if not is_own(value) and resolves(value):
             return NotImplemented
         root = self.own_name(value)
         if root is not None:
@@ -335,12 +349,9 @@ class Pickler(pickle.Pickler):
         return make_function, arguments, state, None, None, fill_function
 
     def reduce_class(self, value):
-        if not is_own(value):
-            by_hand = value.__module__ == "types" and getattr(types, value.__name__, None) is not value
-            if not by_hand and "<locals>" not in value.__qualname__:
-                return NotImplemented
-            if not value.__flags__ & (1 << 9):  # not made by a class statement
-                return NotImplemented
+        # What no class statement made (`Py_TPFLAGS_HEAPTYPE` is not set) is left to pickle.
+        if not is_own(value) and (resolves(value) or not value.__flags__ & (1 << 9)):
+            return NotImplemented
         root = self.own_name(value)
         if root is not None:
             self.needs.add(root)
@@ -403,7 +414,7 @@ class Pickler(pickle.Pickler):
         return NotImplemented if found is None else found
 
     def reduce_proxy(self, value):
-        return types.MappingProxyType, tuple(gc.get_referents(value)[:1])
+        return make_proxy, tuple(gc.get_referents(value)[:1])
 
     def reduce_array(self, value):
         numpy = sys.modules["numpy"]

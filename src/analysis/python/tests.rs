@@ -102,6 +102,10 @@ fn names_are_read_by_pythons_own_scoping() {
         ("raise E from c", "E c"),
         ("print(x)\nx = 1", "print x"),
         ("t'{a}'", "a"),
+        (
+            "frame.query('x > @low and y in @names.keys()')",
+            "frame low? names?",
+        ),
     ];
     for (source, expected) in cases {
         assert_eq!(reads(source), expected, "{source}");
@@ -216,6 +220,21 @@ fn only_what_stays_defined_is_a_definition() {
         analyse("%matplotlib inline").definitions[0].source,
         "%matplotlib inline"
     );
+}
+
+#[test]
+fn a_definition_knows_when_what_it_evaluated_is_bound_again() {
+    let outdated = |source: &str| {
+        let definitions = analyse(source).definitions;
+        definitions
+            .iter()
+            .map(|one| one.outdated)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(outdated("k = 1\ndef f(v=k): pass"), [false]);
+    assert_eq!(outdated("def f(v=k): pass\nk = 2"), [true]);
+    assert_eq!(outdated("def f(v=k): return z\nz = 2\ndel k"), [true]);
+    assert_eq!(outdated("class A(A): pass"), [true]);
 }
 
 #[test]
