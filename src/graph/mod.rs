@@ -2,9 +2,11 @@
 //!
 //! Cells come in program order, and every edge leads from an earlier to a later one. Without I/O,
 //! deterministic, and linear in what the cells read and write. What a cell accesses is worked out
-//! in `access`.
+//! in `access`, pictures are drawn by `svg`.
 
 mod access;
+mod layout;
+pub mod svg;
 
 pub use access::Accesses;
 
