@@ -5,8 +5,9 @@ import sys
 import carry
 import latency
 import memory
+import plan
 import start
 
 if __name__ == "__main__":
-    results = [bench.main() for bench in (start, latency, carry, memory)]
+    results = [bench.main() for bench in (start, latency, carry, memory, plan)]
     sys.exit(not all(results))

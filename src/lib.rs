@@ -6,6 +6,7 @@ pub mod analysis;
 pub mod cell;
 pub mod cli;
 pub mod driver;
+pub mod graph;
 pub mod ledger;
 pub mod name;
 pub mod notebook;

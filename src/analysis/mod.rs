@@ -24,6 +24,9 @@ pub struct Analysis {
     pub mutates: BTreeSet<Name>,
     /// Top-level definitions, in the order of the source.
     pub definitions: Vec<Definition>,
+    /// What the cell's functions and classes do when they are called, those in blocks and under
+    /// magics, which cannot be replayed, too.
+    pub called_later: BTreeMap<Name, CalledLater>,
     /// Why names may be reached that the source does not show; `None` if it shows all.
     pub dynamic: Option<Dynamic>,
     /// Whether the source parsed. If not, the other fields hold what could be recovered.
@@ -65,6 +68,19 @@ pub struct Definition {
     pub decorated: bool,
     /// Whether the cell binds a name of `needs_now` again after it.
     pub outdated: bool,
+}
+
+/// What calling a function or using a class does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CalledLater {
+    /// Names that it reads or changes.
+    pub needs: BTreeSet<Name>,
+    /// Names that it binds or deletes.
+    pub binds: BTreeSet<Name>,
+    /// Names whose object it changes in place.
+    pub mutates: BTreeSet<Name>,
+    /// Whether it may reach any name.
+    pub dynamic: Option<Dynamic>,
 }
 
 /// Kinds of definition.

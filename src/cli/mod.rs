@@ -1,7 +1,10 @@
 //! The command line.
 
+mod check;
 mod doctor;
+mod graph;
 mod install;
+mod listing;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,7 +29,9 @@ const LONG: &str = "A Jupyter kernel whose cells run on many machines.\n\n\
 const EXAMPLES: &str = "Examples:\n  \
     cellferry install --user       make the kernel known to Jupyter\n  \
     cellferry doctor               check the set-up and all targets of this folder\n  \
-    cellferry doctor lab           check the target `lab`\n\n\
+    cellferry doctor lab           check the target `lab`\n  \
+    cellferry check a.ipynb        check the metadata of all cells\n  \
+    cellferry graph a.ipynb        show which cell reads what from which\n\n\
     Set CELLFERRY_LOG=debug to see on stderr what the kernel does.";
 
 #[derive(Debug, Subcommand)]
@@ -44,6 +49,10 @@ enum Command {
     Install(install::Arguments),
     /// Check the set-up and the targets, and say what to mend
     Doctor(doctor::Arguments),
+    /// Check the metadata of every cell of notebooks; contacts no target
+    Check(check::Arguments),
+    /// Show which cell reads what from which, and which steps can overlap; runs nothing
+    Graph(graph::Arguments),
     /// Run workers for a kernel, over stdin and stdout
     #[command(hide = true)]
     Agent,
@@ -78,13 +87,9 @@ pub fn main() -> ExitCode {
             python,
         } => kernel(connection_file, python),
         Command::Install(arguments) => install::run(&arguments).map_err(|error| error.to_string()),
-        Command::Doctor(arguments) => run(doctor::run(&arguments)).map(|healthy| {
-            if healthy {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::from(FAILED)
-            }
-        }),
+        Command::Doctor(arguments) => run(doctor::run(&arguments)).map(code),
+        Command::Check(arguments) => Ok(code(check::run(&arguments))),
+        Command::Graph(arguments) => graph::run(&arguments).map_err(|error| error.to_string()),
         Command::Agent => agent(),
         Command::Guard { .. } => Ok(ExitCode::SUCCESS),
     };
@@ -92,6 +97,28 @@ pub fn main() -> ExitCode {
         eprintln!("error: {error}");
         ExitCode::from(FAILED)
     })
+}
+
+fn code(good: bool) -> ExitCode {
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILED)
+    }
+}
+
+/// Prints to stdout. A reader that has seen enough (`| head`) is no fault.
+fn print(text: &str) {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+    if let Err(error) = written
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("error: cannot print: {error}");
+    }
 }
 
 fn kernel(connection_file: PathBuf, python: Option<PathBuf>) -> Result<ExitCode, String> {

@@ -113,16 +113,15 @@ impl Notebook {
         let Some((raw, stamp)) = read(&self.path, self.stamp)? else {
             return Ok(());
         };
-        self.matcher.replace(
-            raw.cells
-                .into_iter()
-                .filter(|cell| cell.cell_type == "code")
-                .map(FileCell::from)
-                .collect(),
-        );
+        self.matcher.replace(raw.code_cells());
         self.stamp = Some(stamp);
         Ok(())
     }
+}
+
+/// The code cells of a notebook, in order.
+pub fn code_cells(path: &Path) -> Result<Vec<FileCell>, NotebookError> {
+    Ok(read(path, None)?.map_or_else(Vec::new, |(raw, _)| raw.code_cells()))
 }
 
 /// The deployments under `workflow` in a notebook's own metadata, as Jupyter-workflow puts them there.
@@ -174,6 +173,24 @@ fn read(path: &Path, known: Option<Stamp>) -> Result<Option<(RawNotebook, Stamp)
         return Err(malformed(format!("its nbformat is {}", raw.nbformat)));
     }
     Ok(Some((raw, stamp)))
+}
+
+impl RawNotebook {
+    fn code_cells(self) -> Vec<FileCell> {
+        let code = |cell: &RawCell| cell.cell_type == "code";
+        let cells = self.cells.into_iter().filter(code);
+        cells.map(FileCell::from).collect()
+    }
+}
+
+impl FileCell {
+    /// What `after` can call it: its id, its tags, its name.
+    pub fn called(&self) -> impl Iterator<Item = &str> {
+        let tags = self.metadata.get("tags").and_then(Value::as_array);
+        let tags = tags.into_iter().flatten().filter_map(Value::as_str);
+        let name = self.metadata.get("name").and_then(Value::as_str);
+        self.id.as_deref().into_iter().chain(tags).chain(name)
+    }
 }
 
 impl From<RawCell> for FileCell {

@@ -16,9 +16,22 @@ from play import Cell
 
 # What notebooks are made of. Off is what Cellferry is known not to do yet, or says in docs/values.md that it does not.
 FEATURES = {piece.feature: True for piece in PIECES} | {
-    "blocks": True,  # pieces inside `with`, `for`, `if`, `try`
-    "class state": True,  # attributes of a class that its own methods change
+    "blocks": True,
+    "change of a result": True,
+    "class decorators": True,
+    "class state": True,
+    "classes defined again": True,
+    "contexts": True,
+    "definitions in blocks": True,
+    "global deletion": True,
+    "kept own errors": True,
+    "local classes": True,
+    "named tuples": True,
+    "results": True,
     "same cell again": True,
+    "shared names bound again": True,
+    "single dispatch": True,
+    "type variables": True,
     # Differences that docs/values.md tells.
     "cache counts": False,  # `cache_info()` of `lru_cache`: the cache is not carried
     "inputs elsewhere": False,  # `In` in a worker elsewhere holds only that worker's cells

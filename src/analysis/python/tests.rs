@@ -238,6 +238,30 @@ fn a_definition_knows_when_what_it_evaluated_is_bound_again() {
 }
 
 #[test]
+fn functions_say_what_calling_them_does() {
+    for source in [
+        "def f():\n  global n\n  n = x",
+        "if c:\n  def f():\n    global n\n    n = x",
+        "%%time\ndef f():\n  global n\n  n = x",
+    ] {
+        let analysis = analyse(source);
+        let called = &analysis.called_later["f"];
+        assert_eq!(
+            (words(&called.needs), words(&called.binds)),
+            ("n x".to_owned(), "n".to_owned()),
+            "{source}"
+        );
+    }
+    let class = analyse("class C:\n  def m(self): log.append(1)");
+    assert_eq!(words(&class.called_later["C"].mutates), "log");
+    assert!(
+        analyse("if c:\n  def f(): x\nf = 1")
+            .called_later
+            .is_empty()
+    );
+}
+
+#[test]
 fn ipython_lines_are_read_as_ipython_reads_them() {
     let cases = [
         ("!ls $d {x[0]} $$HOME", "d? x?"),

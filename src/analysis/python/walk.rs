@@ -13,7 +13,7 @@ use super::bindings::{Bindings, import_root, pattern_name, targets};
 use super::magics::{self, Body, CellMagic, Line};
 use super::scope::{Scope, is_global, mangled};
 use super::with_parsed;
-use crate::analysis::{Analysis, Definition, DefinitionKind, Dynamic, Read};
+use crate::analysis::{Analysis, CalledLater, Definition, DefinitionKind, Dynamic, Read};
 use crate::name::Name;
 
 /// What happens when a function of the cell is called.
@@ -86,6 +86,19 @@ impl<'s> Walker<'s> {
             definition.binds.is_empty()
                 || definition.binds.iter().any(|name| !rebound.contains(name))
         });
+        self.found.called_later = self
+            .functions
+            .into_iter()
+            .map(|(name, later)| {
+                let called = CalledLater {
+                    needs: later.needs(),
+                    binds: &later.writes | &later.deletes,
+                    mutates: later.mutates,
+                    dynamic: later.dynamic,
+                };
+                (name, called)
+            })
+            .collect();
         self.found
     }
 
@@ -399,8 +412,8 @@ impl<'s> Walker<'s> {
             source: self.text(range),
             line: self.line(range),
             needs_now: now,
-            needs_later: &(&later.reads | &later.mutates) | &(&later.writes | &later.deletes),
-            changes_later: &(&later.writes | &later.deletes) | &later.mutates,
+            needs_later: later.needs(),
+            changes_later: later.changes(),
             dynamic_later: later.dynamic,
             decorated,
         });
@@ -753,6 +766,14 @@ impl<'s> Walker<'s> {
 const METHODS: &str = "<methods>";
 
 impl Later {
+    fn needs(&self) -> BTreeSet<Name> {
+        &self.reads | &self.changes()
+    }
+
+    fn changes(&self) -> BTreeSet<Name> {
+        &(&self.writes | &self.deletes) | &self.mutates
+    }
+
     fn add(&mut self, other: Later) {
         self.reads.extend(other.reads);
         self.writes.extend(other.writes);
