@@ -153,6 +153,7 @@ impl Ledger {
                 }
             }
         }
+        self.definitions_first(worker, &mut plan);
         if plan.takes.is_empty() {
             let mut order = Order {
                 ledger: self,
@@ -177,6 +178,33 @@ impl Ledger {
             plan.drops = stale.iter().filter(coming).cloned().collect();
         }
         plan
+    }
+
+    /// What replayed definitions evaluate is taken by itself: a pickle with instances of a class in
+    /// it needs the class, which may need another name of the same pickle.
+    fn definitions_first(&self, worker: WorkerId, plan: &mut Plan) {
+        let replayed = plan
+            .touched
+            .iter()
+            .filter_map(|name| match self.entries.get(name) {
+                Some(Entry {
+                    content: Content::Definition(chain, _),
+                    holders,
+                    ..
+                }) if !holders.contains(&worker) && self.replayable(chain) => Some(chain),
+                _ => None,
+            });
+        let first: BTreeSet<&Name> = replayed
+            .flatten()
+            .flat_map(|defined| &defined.definition.needs_now)
+            .collect();
+        let is_first = |name: &Name| first.contains(name);
+        if plan.takes.values().flatten().any(is_first) {
+            for names in plan.takes.values_mut() {
+                names.retain(is_first);
+            }
+            plan.takes.retain(|_, names| !names.is_empty());
+        }
     }
 }
 

@@ -303,7 +303,7 @@ def identities(pickler):
     """What the pickler carried that could be changed in place, by identity, with the objects held."""
     held = {}
     for identity, (_, value) in pickler.memo.copy().items():
-        if type(value) not in IMMUTABLE and not isinstance(value, type):
+        if type(value) not in IMMUTABLE and not isinstance(value, (type, *TYPE_VARIABLES)):
             held[identity] = value
     for identity, owner in pickler.bases.items():
         held[identity] = owner
@@ -322,7 +322,7 @@ def reach(names):
 
 def may_share(value):
     """Whether another name could share a changeable object with this value."""
-    if isinstance(value, (types.ModuleType, type)) or is_atom(value):
+    if isinstance(value, (types.ModuleType, type, *TYPE_VARIABLES)) or is_atom(value):
         return False
     if isinstance(value, types.FunctionType):
         # The state of one that is replayed under its own name is carried by itself.
