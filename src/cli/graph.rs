@@ -9,7 +9,7 @@ use clap::Args;
 use thiserror::Error;
 
 use super::listing::{self, Listed};
-use crate::graph::svg::{Arrow, Node, Picture, State, shortened};
+use crate::graph::svg::{Node, Picture, State, arrows, shortened};
 use crate::graph::{Accesses, Edge, Graph, Reason};
 use crate::notebook::NotebookError;
 
@@ -149,7 +149,7 @@ fn waits(cells: &[Listed], index: usize, edges: &[Edge<'_>]) -> Vec<(&'static st
     let mut waits: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
     for edge in edges {
         let number = cells[edge.from].number;
-        let (reads, orders) = names(edge);
+        let (reads, orders) = edge.names();
         if !reads.is_empty() {
             let text = format!("{} from {number}", reads.join(", "));
             waits.entry("reads").or_default().push(text);
@@ -168,19 +168,6 @@ fn waits(cells: &[Listed], index: usize, edges: &[Edge<'_>]) -> Vec<(&'static st
         .collect()
 }
 
-/// The names that an edge stands for: those read, and those whose order it keeps.
-fn names<'a>(edge: &Edge<'a>) -> (Vec<&'a str>, Vec<&'a str>) {
-    let (mut reads, mut orders) = (Vec::new(), Vec::new());
-    for reason in edge.reasons {
-        match reason {
-            Reason::Read(name) => reads.push(name.as_str()),
-            Reason::Order(name) => orders.push(name.as_str()),
-            Reason::After | Reason::Control => {}
-        }
-    }
-    (reads, orders)
-}
-
 fn picture(cells: &[Listed], graph: &Graph) -> Picture {
     let node = |cell: &Listed| Node {
         number: cell.number,
@@ -189,24 +176,8 @@ fn picture(cells: &[Listed], graph: &Graph) -> Picture {
         state: (!cell.faults.is_empty()).then_some(State::Refused),
         time: None,
     };
-    let arrow = |edge: Edge<'_>| {
-        let (reads, mut shown) = names(&edge);
-        let order_only = reads.is_empty();
-        if !order_only {
-            shown = reads;
-        } else if shown.is_empty() && edge.reasons.contains(&Reason::After) {
-            shown.push("after");
-        }
-        Arrow {
-            from: edge.from,
-            to: edge.to,
-            names: shown.into_iter().map(str::to_owned).collect(),
-            order_only,
-            moved: None,
-        }
-    };
     Picture {
         nodes: cells.iter().map(node).collect(),
-        edges: graph.edges().map(arrow).collect(),
+        edges: arrows(graph),
     }
 }

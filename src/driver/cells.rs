@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::analysis::{Analysis, Read, python};
 use crate::cell::{self, Workflow};
+use crate::graph::{Access, Accesses};
 use crate::ledger::Needed;
 use crate::name::Name;
 use crate::notebook::{self, Notebook, Parent, locate};
@@ -23,6 +24,7 @@ const COMMENT: &str = "#";
 pub struct Cells {
     notebook: Option<Notebook>,
     folder: PathBuf,
+    accesses: Accesses,
 }
 
 #[derive(Deserialize)]
@@ -100,6 +102,7 @@ impl Cells {
         Self {
             notebook: path.map(Notebook::new),
             folder,
+            accesses: Accesses::default(),
         }
     }
 
@@ -177,6 +180,11 @@ impl Cells {
         let cell = Cell {
             target: TargetName::from(target),
             needed: needed(&analysis, workflow.as_ref()),
+            access: if content.silent {
+                Access::default()
+            } else {
+                self.accesses.next(&analysis, workflow.as_ref())
+            },
             definitions: analysis.definitions,
             source: Arc::from(content.code),
             problem,

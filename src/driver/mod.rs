@@ -6,6 +6,7 @@ mod cells;
 mod comms;
 mod history;
 mod information;
+mod magics;
 mod orders;
 mod parent;
 mod values;
@@ -29,6 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::agents::{Agents, FromLocation};
 use self::cells::Cells;
 use self::comms::Comms;
+use self::magics::Magic;
 use self::values::Values;
 use crate::analysis::python::completion_root;
 use crate::session::{Answer, Asked, Effect, Event, PassTo, Problem, Reply, RunId, Session, Taken};
@@ -219,12 +221,10 @@ impl Driver {
                 let content = self.comms.info(&asked.message.content);
                 self.answer(&asked, "comm_info_reply", &content);
             }
-            (Channel::Shell, "execute_request")
-                if self.cells.code(&asked).trim() == "%cellferry status" =>
-            {
-                self.tell_status(&asked);
-            }
             (Channel::Shell, "execute_request") => match self.cells.read(&asked) {
+                Ok((_, cell)) if let Some(magic) = Magic::parse(&cell.source) => {
+                    self.tell(&asked, magic)
+                }
                 Ok((request, cell)) => self.handle(Event::Execute(Box::new((request, cell)))).await,
                 Err(problem) => {
                     let content = json!({
@@ -289,21 +289,24 @@ impl Driver {
         }
     }
 
-    /// `%cellferry status`: answered at once, whatever runs.
-    fn tell_status(&self, asked: &Asked) {
-        let mut lines = vec![format!("metadata comes from {}", self.cells.source())];
-        let overview = self.session.overview();
-        lines.push(if overview.is_empty() {
-            "no cell runs or waits".to_owned()
-        } else {
-            overview.join("\n")
-        });
-        let text = json!({"name": "stdout", "text": lines.join("\n") + "\n"});
-        let content = json!({
-            "status": "ok", "execution_count": self.session.count(), "user_expressions": {}, "payload": [],
-        });
+    /// A cell that the kernel answers itself, whatever runs.
+    fn tell(&self, asked: &Asked, magic: Result<Magic, Problem>) {
         self.status(asked, "busy");
-        self.publish(self.author.message("stream", Some(&asked.message), &text));
+        let count = self.session.count();
+        let content = match magic {
+            Ok(magic) => {
+                let (msg_type, shown) = magic.answer(&self.session, &self.cells.source());
+                self.publish(self.author.message(msg_type, Some(&asked.message), &shown));
+                json!({"status": "ok", "execution_count": count, "user_expressions": {}, "payload": []})
+            }
+            Err(problem) => {
+                let mut content = error_content(&problem);
+                self.publish(self.author.message("error", Some(&asked.message), &content));
+                content["status"] = json!("error");
+                content["execution_count"] = json!(count);
+                content
+            }
+        };
         self.send(
             asked,
             self.author

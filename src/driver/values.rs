@@ -35,6 +35,7 @@ enum Reply {
         names: BTreeMap<Name, Description>,
         needs: BTreeSet<Name>,
         missing: BTreeSet<Name>,
+        size: u64,
         place: Place,
         #[serde(default)]
         layout: Value,
@@ -91,6 +92,7 @@ impl Values {
                 names,
                 needs,
                 missing,
+                size,
                 place,
                 layout,
             } => {
@@ -106,6 +108,7 @@ impl Values {
                     names,
                     needs,
                     missing,
+                    size,
                 }
             }
             Reply::Uncarriable { failed } => Taken::Uncarriable(failed),

@@ -57,6 +57,21 @@ pub struct Edge<'a> {
     pub reasons: &'a [Reason],
 }
 
+impl<'a> Edge<'a> {
+    /// The names that it stands for: those read, and those whose order it keeps.
+    pub fn names(&self) -> (Vec<&'a str>, Vec<&'a str>) {
+        let (mut reads, mut orders) = (Vec::new(), Vec::new());
+        for reason in self.reasons {
+            match reason {
+                Reason::Read(name) => reads.push(name.as_str()),
+                Reason::Order(name) => orders.push(name.as_str()),
+                Reason::After | Reason::Control => {}
+            }
+        }
+        (reads, orders)
+    }
+}
+
 /// The graph of a notebook's cells, numbered from 0 in program order.
 ///
 /// Two cells are joined by a path exactly if they must not overlap or change places. Edges that add

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::layout::{self, BOX, LABEL, Layout, Link, Point};
+use super::{Edge, Graph, Reason};
 
 /// What is drawn: what a notebook's file shows, or what a session knows while it runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +59,27 @@ pub struct Arrow {
     pub order_only: bool,
     /// How much was moved, or anything else as short.
     pub moved: Option<String>,
+}
+
+/// The edges of a graph as they are drawn.
+pub fn arrows(graph: &Graph) -> Vec<Arrow> {
+    let arrow = |edge: Edge<'_>| {
+        let (reads, orders) = edge.names();
+        let order_only = reads.is_empty();
+        let shown = match (order_only, orders.is_empty()) {
+            (false, _) => reads,
+            (true, true) if edge.reasons.contains(&Reason::After) => vec!["after"],
+            (true, _) => orders,
+        };
+        Arrow {
+            from: edge.from,
+            to: edge.to,
+            names: shown.into_iter().map(str::to_owned).collect(),
+            order_only,
+            moved: None,
+        }
+    };
+    graph.edges().map(arrow).collect()
 }
 
 const FONT: &str = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";

@@ -145,6 +145,21 @@ pub struct Ledger {
     versions: u64,
 }
 
+/// What the ledger knows of a name, for a reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its Python type.
+    pub type_name: String,
+    /// `made` or `defined`.
+    pub how: &'static str,
+    /// The execution count of the run that bound it.
+    pub made_by: u32,
+    /// Workers with the current version.
+    pub holders: Vec<WorkerId>,
+    /// Workers that still have an older one.
+    pub stale: Vec<WorkerId>,
+}
+
 /// What a run changed, as its worker reported it.
 #[derive(Clone, Debug, Default)]
 pub struct Changes<'a> {
@@ -469,6 +484,24 @@ impl Ledger {
             .get(name)
             .into_iter()
             .flat_map(|entry| entry.holders.iter().copied())
+    }
+
+    /// What is known of a name; `None` if nobody has bound it, or it was deleted.
+    pub fn look(&self, name: &Name) -> Option<Seen> {
+        let entry = self.entries.get(name)?;
+        let (how, type_name) = match &entry.content {
+            Content::Value(description) => ("made", &description.type_name),
+            Content::Definition(_, description) => ("defined", &description.type_name),
+            Content::Lost(lost) => ("made", &lost.type_name),
+        };
+        let stale = self.stale.iter().filter(|(_, names)| names.contains(name));
+        Some(Seen {
+            type_name: type_name.clone(),
+            how,
+            made_by: entry.made_by,
+            holders: entry.holders.iter().copied().collect(),
+            stale: stale.map(|(worker, _)| *worker).collect(),
+        })
     }
 
     /// How many of `names` the worker holds as current values.

@@ -4,6 +4,7 @@
 //! [`Effect`]s into deeds. A cell waits in the queue, gets a worker of its target, gets the values
 //! it lacks, runs, and is recorded in the ledger. Here cells run one after another.
 
+mod past;
 mod run;
 
 pub use run::{Cell, Problem, Request, RunId};
@@ -15,8 +16,10 @@ use cellferry_kernel::message::{Header, Message};
 use cellferry_wire::protocol::{Channel, WorkerId};
 use serde::Deserialize;
 
+use crate::graph::svg::{self, Picture};
 use crate::ledger::{Changes, Description, Ledger, Lost, Plan, Put, Step};
 use crate::name::Name;
+use crate::session::past::Past;
 use crate::session::run::{Run, State};
 
 /// A place that the user names.
@@ -148,6 +151,8 @@ pub enum Taken {
         needs: BTreeSet<Name>,
         /// Names that the worker does not have after all.
         missing: BTreeSet<Name>,
+        /// How large the pickle is, in bytes.
+        size: u64,
     },
     /// Some names cannot be carried: type and reason of each.
     Uncarriable(BTreeMap<Name, (String, String)>),
@@ -270,6 +275,7 @@ pub struct Session {
     count: u32,
     /// Cells that the home worker's history lacks.
     inputs: Vec<(u32, Arc<str>)>,
+    past: Past,
     effects: Vec<Effect>,
 }
 
@@ -329,6 +335,35 @@ impl Session {
             .collect()
     }
 
+    /// The cells so far, for `%cellferry graph`.
+    pub fn picture(&self) -> Picture {
+        self.past.picture()
+    }
+
+    /// Who holds a name, in words.
+    pub fn where_is(&self, name: &Name) -> String {
+        let Some(seen) = self.ledger.look(name) else {
+            return format!("no cell has bound `{name}`");
+        };
+        let places = |workers: &[WorkerId]| {
+            let names: BTreeSet<String> = workers.iter().map(|id| self.place_name(*id)).collect();
+            names.into_iter().collect::<Vec<_>>().join(", ")
+        };
+        let mut text = format!(
+            "`{name}` ({}): {} by cell [{}]",
+            seen.type_name, seen.how, seen.made_by
+        );
+        if seen.holders.is_empty() {
+            text += ", held by nobody";
+        } else {
+            text += &format!(", current on {}", places(&seen.holders));
+        }
+        if !seen.stale.is_empty() {
+            text += &format!(", an older version left on {}", places(&seen.stale));
+        }
+        text
+    }
+
     /// A request that was passed on has been answered; returns it.
     pub fn answered(&mut self, worker: WorkerId, msg_id: &str) -> Option<Arc<Asked>> {
         self.workers.get_mut(&worker)?.open.remove(msg_id)
@@ -342,7 +377,11 @@ impl Session {
     fn enqueue(&mut self, request: Request, cell: Cell) {
         self.next_run += 1;
         let id = RunId(self.next_run);
-        self.runs.insert(id, Run::new(request, cell));
+        let place = (!request.silent).then(|| {
+            self.past
+                .asked(cell.access.clone(), cell.first_line(), &cell.target)
+        });
+        self.runs.insert(id, Run::new(request, cell, place));
         self.queue.push_back(Queued::Run(id));
     }
 
@@ -405,6 +444,9 @@ impl Session {
             run.count = Some(self.count + 1);
             // As in IPython, a cell that is not stored does not use its number up.
             self.count += u32::from(run.request.store_history);
+        }
+        if let Some(place) = run.place {
+            self.past.state(place, svg::State::Running, None);
         }
         if let Some(problem) = run.cell.problem.take() {
             self.refuse(id, problem);
@@ -548,7 +590,9 @@ impl Session {
                 names,
                 needs,
                 missing,
+                size,
             } => {
+                run.carried += size;
                 run.skipped.extend(missing);
                 arrived.push(Put {
                     names,
@@ -669,6 +713,7 @@ impl Session {
             return;
         }
         let number = run.count.unwrap_or(self.count);
+        let took = took(report.seconds, run.carried);
         let plan = std::mem::take(&mut running.plan);
         let changes = Changes {
             bound: report.bound,
@@ -702,6 +747,14 @@ impl Session {
                 true
             }
         };
+        if let Some(place) = run.place.take() {
+            let state = if failed {
+                svg::State::Failed
+            } else {
+                svg::State::Done
+            };
+            self.past.state(place, state, Some(took));
+        }
         self.close(id, failed);
     }
 
@@ -712,6 +765,9 @@ impl Session {
         };
         if !run.transfers.is_empty() {
             self.effects.push(Effect::Release(run.transfers));
+        }
+        if let Some(place) = run.place {
+            self.past.state(place, svg::State::Refused, None);
         }
         self.effects
             .push(Effect::Status(run.request.message, "idle"));
@@ -727,6 +783,9 @@ impl Session {
                 let Some(run) = self.runs.remove(&waiting) else {
                     continue;
                 };
+                if let Some(place) = run.place {
+                    self.past.state(place, svg::State::Refused, None);
+                }
                 let message = run.request.message;
                 self.effects.push(Effect::Status(message.clone(), "busy"));
                 self.effects
@@ -861,6 +920,21 @@ impl Session {
             || "a worker that is gone".to_owned(),
             |worker| format!("`{}`", worker.target),
         )
+    }
+}
+
+/// How long a cell took and how much was carried for it, in a few words.
+fn took(seconds: f64, carried: u64) -> String {
+    let time = match seconds {
+        ..0.9995 => format!("{:.0} ms", seconds * 1e3),
+        ..99.95 => format!("{seconds:.1} s"),
+        _ => format!("{:.0} min", seconds / 60.0),
+    };
+    match carried {
+        0 => time,
+        ..1000 => format!("{time}, {carried} B"),
+        ..1_000_000 => format!("{time}, {} kB", carried / 1000),
+        _ => format!("{time}, {} MB", carried / 1_000_000),
     }
 }
 

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use cellferry_wire::protocol::WorkerId;
 
+use super::past::Place;
 use super::{Asked, PreludeFailure, Reply, Report, TargetName};
 use crate::analysis::Definition;
+use crate::graph::Access;
 use crate::ledger::{Needed, Plan, Put};
 use crate::name::Name;
 
@@ -38,6 +40,8 @@ pub struct Cell {
     pub needed: Needed,
     /// What it defines.
     pub definitions: Vec<Definition>,
+    /// What it accesses, as far as the source shows.
+    pub access: Access,
     /// Why it must not run: its metadata is wrong.
     pub problem: Option<Problem>,
 }
@@ -222,10 +226,14 @@ pub(super) struct Run {
     pub(super) taking: BTreeMap<u64, (WorkerId, BTreeSet<Name>)>,
     /// All its transfers.
     pub(super) transfers: Vec<u64>,
+    /// Its place in the past; `None` for a silent one.
+    pub(super) place: Option<Place>,
+    /// How much was carried for it, in bytes.
+    pub(super) carried: u64,
 }
 
 impl Run {
-    pub(super) fn new(request: Request, cell: Cell) -> Self {
+    pub(super) fn new(request: Request, cell: Cell, place: Option<Place>) -> Self {
         Self {
             request,
             cell,
@@ -235,6 +243,8 @@ impl Run {
             left_behind: BTreeMap::new(),
             taking: BTreeMap::new(),
             transfers: Vec::new(),
+            place,
+            carried: 0,
         }
     }
 

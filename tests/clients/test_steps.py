@@ -566,3 +566,33 @@ def test_one_session_in_all_headers(start, targets):
     seen = [message for run in runs for _, message in run.messages] + [run.reply for run in runs]
     assert {message["header"]["session"] for message in seen} == {seen[0]["header"]["session"]}
     assert any(message["msg_type"] == "stream" for message in seen)
+
+
+def test_magics_of_the_kernel(start, targets):
+    kernel = start()
+    kernel.run("x = [1]\ny = 2").ok()
+    kernel.run("x.append(y)", on(LEFT)).ok()
+    assert kernel.run("%cellferry where x").ok().text() == (
+        "`x` (list): made by cell [1], current on `left`, an older version left on `home`\n"
+    )
+    assert "current on `home`, `left`" in kernel.run("%cellferry where y").ok().text()
+    assert kernel.run("%cellferry where z").ok().text() == "no cell has bound `z`\n"
+    assert "did you mean `status`" in kernel.run("%cellferry statsu").error
+    (drawn,) = kernel.run("%cellferry graph").ok().of_type("display_data")
+    picture = drawn["content"]["data"]["image/svg+xml"]
+    for text in ("x = [1]", "x.append(y)", "left", "done"):
+        assert text in picture
+    assert kernel.run("%cellferry status").ok().reply["content"]["execution_count"] == 2
+
+
+def test_status_of_what_runs_and_waits(start, targets, tmp_path):
+    kernel = start()
+    gate = tmp_path / "gate"
+    first = kernel.send(f"import os, time\nprint('on')\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)", on(LEFT))
+    second = kernel.send("'second'")
+    wait_until(lambda: "running on left" in kernel.run("%cellferry status").text(), 20, "a running cell")
+    told = kernel.run("%cellferry status").ok().text()
+    assert "waiting on home: 'second'" in told
+    gate.touch()
+    kernel.finish(first, second)
+    assert "no cell runs or waits" in kernel.run("%cellferry status").ok().text()
