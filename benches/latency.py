@@ -10,17 +10,19 @@ WARM_UP = 50
 
 def main():
     with folder() as path:
-        ours, theirs = Kernel("cellferry", path), Kernel("python3", path)
+        # A kernel each: a cell at home also notes the steps that ran elsewhere since the last one, for `In`.
+        ours, stepping, theirs = Kernel("cellferry", path), Kernel("cellferry", path), Kernel("python3", path)
         try:
             samplers = {
                 "home": lambda: ours.seconds("pass"),
-                "step": lambda: ours.seconds("pass", "local"),
+                "step": lambda: stepping.seconds("pass", "local"),
                 "peer": lambda: theirs.seconds("pass"),
             }
             in_turn(WARM_UP, **samplers)
             samples = in_turn(COUNT, **samplers)
         finally:
             ours.close()
+            stepping.close()
             theirs.close()
     held = report("no-op cell at home", samples["home"], samples["peer"], 1.25)
     return report("no-op step on a local target", samples["step"], samples["peer"], 1.5) and held

@@ -23,6 +23,9 @@ impl Guard {
     /// Starts `program` with `arguments` and the directories; that program calls [`watch`].
     pub fn start(program: &Path, arguments: &[&str], directories: &[&Path]) -> io::Result<Self> {
         let mut command = Command::new(program);
+        if let Some(name) = std::env::args_os().next() {
+            command.arg0(name);
+        }
         command
             .args(arguments)
             .args(directories)

@@ -15,6 +15,9 @@ pub use run_dir::RunDir;
 
 use thiserror::Error;
 
+/// This very program, for starting it once more: its file may have been replaced by another version's since.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// Why an agent cannot go on.
 #[derive(Debug, Error)]
 pub enum AgentError {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cellferry_agent::{guard, serve};
+use cellferry_agent::{OWN_PROGRAM, guard, serve};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -19,17 +19,15 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    let program = std::env::current_exe();
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .and_then(|runtime| Ok((runtime, program?)))
         .map_err(cellferry_agent::AgentError::from)
-        .and_then(|(runtime, program)| {
+        .and_then(|runtime| {
             let served = runtime.block_on(serve(
                 tokio::io::stdin(),
                 tokio::io::stdout(),
-                (&program, &["guard"]),
+                (OWN_PROGRAM.as_ref(), &["guard"]),
             ));
             // Reading stdin cannot be cancelled; nothing waits for it.
             runtime.shutdown_background();

@@ -9,6 +9,7 @@ mod listing;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use cellferry_agent::OWN_PROGRAM;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -130,11 +131,10 @@ fn kernel(connection_file: PathBuf, python: Option<PathBuf>) -> Result<ExitCode,
 }
 
 fn agent() -> Result<ExitCode, String> {
-    let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let serving = cellferry_agent::serve(
         tokio::io::stdin(),
         tokio::io::stdout(),
-        (&program, &["guard"]),
+        (OWN_PROGRAM.as_ref(), &["guard"]),
     );
     run(async { serving.await.map(|()| ExitCode::SUCCESS) })?.map_err(|error| error.to_string())
 }

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use cellferry_agent::guard::Guard;
-use cellferry_agent::{Agent, RunDir};
+use cellferry_agent::{Agent, OWN_PROGRAM, RunDir};
 use cellferry_wire::protocol::{Exit, FromAgent, StartFailure, ToAgent, WorkerId, WorkerSpec};
 use cellferry_wire::{Connection, Sender};
 use tokio::process::Child;
@@ -65,6 +65,8 @@ struct Place {
     target: TargetName,
     /// What the user calls its Python.
     python: String,
+    /// Its process, once it is up.
+    pid: Option<u32>,
 }
 
 /// The home Python.
@@ -121,6 +123,7 @@ impl Agents {
             Place {
                 target: target.clone(),
                 python: python.clone(),
+                pid: None,
             },
         );
         self.prepare(target)?;
@@ -168,8 +171,11 @@ impl Agents {
         let segments = RunDir::make_in(SHARED_MEMORY.as_ref())
             .or_else(|_| RunDir::make_in(&std::env::temp_dir()));
         let segments = segments.map_err(|error| failed(error.to_string()))?;
-        let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
-        let guard = Guard::start(&program, &["guard"], &[run_dir.path(), segments.path()]);
+        let guard = Guard::start(
+            OWN_PROGRAM.as_ref(),
+            &["guard"],
+            &[run_dir.path(), segments.path()],
+        );
         self.guard =
             Some(guard.map_err(|error| failed(format!("its guard does not start: {error}")))?);
         self.run_dir = Some(run_dir);
@@ -201,8 +207,8 @@ impl Agents {
                 format!("the agent of `{target}` does not start: {reason}"),
             )
         };
-        let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
-        let mut child = tokio::process::Command::new(program)
+        let mut child = tokio::process::Command::new(OWN_PROGRAM)
+            .arg0(std::env::args_os().next().unwrap_or_default())
             .arg("agent")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -247,6 +253,18 @@ impl Agents {
             Some(Link::Process { sender, .. }) => sender.queue(command),
             None => {}
         }
+    }
+
+    /// A worker answers.
+    pub fn is_up(&mut self, worker: WorkerId, pid: u32) {
+        if let Some(place) = self.workers.get_mut(&worker) {
+            place.pid = Some(pid);
+        }
+    }
+
+    /// The process of a worker on this machine.
+    pub fn pid(&self, worker: WorkerId) -> Option<u32> {
+        self.workers.get(&worker)?.pid
     }
 
     /// Where a worker is.
@@ -324,7 +342,7 @@ impl Agents {
         let Some(place) = self.workers.get(&worker) else {
             return Problem::new("WorkerError", failure.to_string());
         };
-        let Place { target, python } = place;
+        let Place { target, python, .. } = place;
         match failure {
             StartFailure::Exited { stderr_tail, .. }
                 if stderr_tail.contains("No module named ipykernel")

@@ -341,8 +341,9 @@ impl Driver {
                     Channel::Shell | Channel::Control => self.reply(worker, message).await,
                 }
             }
-            FromLocation::Message(FromAgent::WorkerUp { worker, .. }) => {
-                self.install_helper(worker)
+            FromLocation::Message(FromAgent::WorkerUp { worker, pid }) => {
+                self.agents.is_up(worker, pid);
+                self.install_helper(worker);
             }
             FromLocation::Message(FromAgent::WorkerFailed { worker, failure }) => {
                 let problem = self.agents.start_problem(worker, &failure);
@@ -593,20 +594,29 @@ impl Driver {
                 worker,
                 names,
                 stale,
-            } => match self
-                .values
-                .take(&self.author, transfer, &names, &stale, &mut self.agents)
-            {
-                Ok(message) => self.agents.send(
-                    worker,
-                    ToAgent::Send {
+                reader,
+            } => {
+                let reader = reader.and_then(|reader| self.agents.pid(reader));
+                let taking = self.values.take(
+                    &self.author,
+                    transfer,
+                    &names,
+                    &stale,
+                    reader,
+                    &mut self.agents,
+                );
+                match taking {
+                    Ok(message) => self.agents.send(
                         worker,
-                        channel: Channel::Shell,
-                        parts: parts(message),
-                    },
-                ),
-                Err(problem) => self.agents.transfer_failed(transfer, problem),
-            },
+                        ToAgent::Send {
+                            worker,
+                            channel: Channel::Shell,
+                            parts: parts(message),
+                        },
+                    ),
+                    Err(problem) => self.agents.transfer_failed(transfer, problem),
+                }
+            }
             Effect::Release(transfers) => self.values.release(&transfers),
             Effect::Interrupt(worker) => self.agents.send(worker, ToAgent::Interrupt { worker }),
             Effect::PassOn(worker, asked) => {

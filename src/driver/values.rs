@@ -25,7 +25,14 @@ pub struct Values {
 #[derive(Debug)]
 enum Payload {
     Inline(Vec<Bytes>),
-    Segment { path: PathBuf, layout: Value },
+    Segment {
+        path: PathBuf,
+        layout: Value,
+    },
+    /// Still in the memory of the process that holds them.
+    Memory {
+        layout: Value,
+    },
 }
 
 #[derive(Deserialize)]
@@ -54,20 +61,23 @@ enum Reply {
 enum Place {
     Inline,
     Segment,
+    Memory,
 }
 
 impl Values {
-    /// The message that takes `names` from a worker, which drops what is stale there.
+    /// The message that takes `names` from a worker, which drops what is stale there. `reader` is the
+    /// process that may copy them straight from the worker's memory.
     pub fn take(
         &mut self,
         author: &Author,
         transfer: u64,
         names: &BTreeSet<Name>,
         stale: &BTreeSet<Name>,
+        reader: Option<u32>,
         agents: &mut Agents,
     ) -> Result<Message, String> {
         let path = agents.segment_dir()?.join(transfer.to_string());
-        let content = json!({"verb": "take", "names": names, "stale": stale, "segment": path});
+        let content = json!({"verb": "take", "names": names, "stale": stale, "segment": path, "reader": reader});
         let message = author.message("cellferry_request", None, &content);
         let header = message.parse_header().map_err(|error| error.to_string())?;
         self.asked.insert(header.msg_id, transfer);
@@ -98,6 +108,7 @@ impl Values {
             } => {
                 let payload = match place {
                     Place::Inline => Payload::Inline(message.buffers),
+                    Place::Memory => Payload::Memory { layout },
                     Place::Segment => Payload::Segment {
                         path: self.segments.get(&transfer).cloned().unwrap_or_default(),
                         layout,
@@ -124,6 +135,9 @@ impl Values {
         match self.taken.remove(&put.transfer) {
             Some(Payload::Segment { path, layout }) => {
                 json!({"do": "put", "names": names, "place": "segment", "segment": path, "layout": layout})
+            }
+            Some(Payload::Memory { layout }) => {
+                json!({"do": "put", "names": names, "place": "memory", "layout": layout})
             }
             Some(Payload::Inline(parts)) => {
                 let action = json!({"do": "put", "names": names, "place": "inline", "first": buffers.len(), "count": parts.len()});

@@ -25,6 +25,9 @@ use crate::session::run::{Run, State};
 /// A place that the user names.
 pub type TargetName = Arc<str>;
 
+/// What a worker raises if it may not read another's memory.
+const NO_DIRECT_COPY: &str = "NoDirectCopy";
+
 /// The target that is always there: the notebook's own machine.
 pub const HOME: &str = "home";
 
@@ -191,6 +194,8 @@ pub enum Effect {
         names: BTreeSet<Name>,
         /// What is in its namespace and no longer current: dropped first, so that it cannot come along.
         stale: BTreeSet<Name>,
+        /// Who may copy large ones straight from its memory, if workers can do so here.
+        reader: Option<WorkerId>,
     },
     /// The values of these transfers are not needed any more.
     Release(Vec<u64>),
@@ -276,6 +281,8 @@ pub struct Session {
     /// Cells that the home worker's history lacks.
     inputs: Vec<(u32, Arc<str>)>,
     past: Past,
+    /// Whether values must go through shared memory: one worker may not read another's memory.
+    indirect: bool,
     effects: Vec<Effect>,
 }
 
@@ -558,6 +565,7 @@ impl Session {
                 worker: holder,
                 names,
                 stale: self.ledger.forget_stale(holder),
+                reader: (!self.indirect).then_some(worker),
             });
         }
     }
@@ -708,6 +716,12 @@ impl Session {
         let report = running.report.take().unwrap_or_default();
         let reply = running.reply.take();
         if let Some(failure) = &report.failed {
+            if failure.ename == NO_DIRECT_COPY && !self.indirect {
+                // Nothing of the cell has run: its values are taken again, another way.
+                self.indirect = true;
+                run.state = State::Waiting;
+                return;
+            }
             let problem = Problem::prelude(failure, &run.cell.target);
             self.refuse(id, problem);
             return;

@@ -418,3 +418,21 @@ def test_sockets_are_private(start, targets, mark, world):
     for folder in folders:
         assert any(stat.S_IMODE(up.stat().st_mode) == 0o700 for up in (folder, *folder.parents)), folder
     assert folders
+
+
+def test_the_program_is_replaced_while_it_runs(start, targets, binary, tmp_path):
+    """As by an upgrade: what the kernel starts later is still itself."""
+    copy = tmp_path / "bin" / "cellferry"
+    copy.parent.mkdir()
+    shutil.copy(binary, copy)
+    spec = tmp_path / "jupyter-data" / "kernels" / "replaced"
+    spec.mkdir(parents=True)
+    argv = [str(copy), "kernel", "-f", "{connection_file}"]
+    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "replaced", "language": "python"}))
+    environment = {**os.environ, "CELLFERRY_PYTHON": sys.executable}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(spec.parent.parent))
+        kernel = start("replaced", env=environment)
+    kernel.run("x = 1").ok()
+    copy.unlink()
+    assert kernel.run("x + 1", on("left")).ok().result == "2"

@@ -596,3 +596,16 @@ def test_status_of_what_runs_and_waits(start, targets, tmp_path):
     gate.touch()
     kernel.finish(first, second)
     assert "no cell runs or waits" in kernel.run("%cellferry status").ok().text()
+
+
+def test_large_arrays_are_copied_once_or_go_through_shared_memory(start, targets):
+    """Straight from the memory of the worker that holds them; where the system forbids that, another way."""
+    kernel = start()
+    kernel.run("import numpy as np\na = np.arange(1_000_000).reshape(1000, 1000)\nb = a.copy(order='F')\nc = a.copy()").ok()
+    told = "print(a.sum(), a.shape, a.flags.owndata, a.base is None, a.flags.writeable)\na[0, 0] = 7"
+    assert kernel.run(told, on(LEFT)).ok().text() == "499999500000 (1000, 1000) True True True\n"
+    assert kernel.run("print(b.sum(), b.flags.f_contiguous)\nb[0, 0] = 7", on(LEFT)).ok().text() == "499999500000 True\n"
+    assert kernel.run("print(a[0, 0], b[0, 0], a.sum() == b.sum())").ok().text() == "7 7 True\n"
+    kernel.run("import _cellferry\n_cellferry.c_library = lambda: None", on(LEFT)).ok()
+    assert kernel.run("print(c.sum())\nc[0, 0] = 9", on(LEFT)).ok().text() == "499999500000\n"
+    assert kernel.run("print(c[0, 0], a[0, 0])").ok().text() == "9 7\n"

@@ -321,7 +321,7 @@ def strings(names):
     old, value = names.some("text"), names.some("int", "list")
     new = names.new("text")
     return names.choose(
-        f"{new} = ('%s|%r' % ({value or 1}, 'q'))[:12]",
+        f"{new} = ('%s/%r' % ({value or 1}, 'q'))[:12]",
         f"{new} = '-'.join(str(v) for v in [{value or 1}, {old or 2}])[:12]",
         f"{new} = '{{}}{{x}}'.format({value or 1}, x=2)[:12]",
         f"{new} = f'{{{value or 1}!r:>8}}'[:12]",

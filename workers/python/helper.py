@@ -391,7 +391,8 @@ def why_not(name):
 def take(content):
     """Writes the wanted names, with all that shares an object with them, as one pickle.
 
-    Large values go to the file `segment` in shared memory, small ones into the reply.
+    Small values go into the reply; large ones stay where they are until their reader has copied them, or go to the
+    file `segment` in shared memory where it may not.
     """
     wanted = content["names"]
     forget(content.get("stale") or ())
@@ -431,10 +432,69 @@ def take(content):
     if size <= INLINE:
         reply["place"] = "inline"
         return reply, [data, *buffers]
+    if content.get("reader") and "numpy" in sys.modules:
+        reply["place"] = "memory"
+        reply["layout"] = export([data, *buffers], content["reader"])
+        return reply, []
     reply["place"] = "segment"
     reply["segment"] = content["segment"]
     reply["layout"] = write_segment(content["segment"], [data, *buffers])
     return reply, []
+
+
+# --- straight from the memory of another process: process_vm_readv(2), one copy into the reader's own memory ---------
+
+# What a reader may still copy; the kernel sends no further cell before it has.
+exported = []
+
+
+def export(parts, reader):
+    """Lets the process `reader` read the parts; returns this process and the address and length of each."""
+    numpy, libc = sys.modules["numpy"], c_library()
+    # Where Yama restricts ptrace to descendants, this allows one more process: PR_SET_PTRACER.
+    libc.prctl(0x59616D61, reader, 0, 0, 0)
+    views = [numpy.frombuffer(part, numpy.uint8) for part in parts]
+    exported.extend(views)
+    return [os.getpid(), [[view.__array_interface__["data"][0], view.nbytes] for view in views]]
+
+
+class NoDirectCopy(Exception):
+    """This machine does not let one worker read the memory of another."""
+
+
+def read_memory(pid, parts):
+    import ctypes
+
+    class Part(ctypes.Structure):
+        _fields_ = [("address", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+    try:
+        import numpy
+
+        read = c_library().process_vm_readv
+    except (ImportError, AttributeError) as error:
+        raise NoDirectCopy(str(error)) from None
+    read.restype = ctypes.c_ssize_t
+    read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
+    copies = []
+    for address, length in parts:
+        copy, done = numpy.empty(length, numpy.uint8), 0
+        start = copy.__array_interface__["data"][0]
+        while done < length:
+            size = min(length - done, 1 << 30)
+            ours, theirs = Part(start + done, size), Part(address + done, size)
+            count = read(pid, ctypes.addressof(ours), 1, ctypes.addressof(theirs), 1, 0)
+            if count <= 0:
+                raise NoDirectCopy(os.strerror(ctypes.get_errno()))
+            done += count
+        copies.append(copy)
+    return copies
+
+
+def c_library():
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def write_segment(path, parts):
@@ -475,7 +535,9 @@ def read_segment(path, layout):
 
 
 def put(action, buffers):
-    if action["place"] == "inline":
+    if action["place"] == "memory":
+        data, *rest = read_memory(*action["layout"])
+    elif action["place"] == "inline":
         start = action["first"]
         data, *rest = buffers[start : start + action["count"]]
         rest = [bytearray(buffer) for buffer in rest]
@@ -570,7 +632,7 @@ def prelude(actions, buffers):
                 "message": "".join(lines).strip(),
                 "python": sys.executable,
             }
-    if actions:
+    if any(action["do"] != "inputs" for action in actions):
         known = snapshot()
     return None
 
@@ -585,6 +647,7 @@ def execute(stream, ident, parent):
     order = parent["metadata"].pop("cellferry", None)
     if order is None:
         return execute_request(stream, ident, parent)
+    exported.clear()
     if order.get("count") is not None:
         shell.execution_count = order["count"]
     actions = order.get("actions") or ()

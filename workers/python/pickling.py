@@ -247,6 +247,13 @@ TYPE_VARIABLES = tuple(
 
 def map_array(buffer, dtype, shape, order):
     numpy = sys.modules.get("numpy") or importlib.import_module("numpy")
+    if order == "C" and isinstance(buffer, numpy.ndarray):
+        # Memory copied for this array alone: it owns it, as the original does.
+        try:
+            buffer.dtype, buffer.shape = dtype, shape
+            return buffer
+        except (AttributeError, ValueError, DeprecationWarning):
+            pass
     return numpy.ndarray(shape, dtype, buffer=buffer, order=order)
 
 
