@@ -946,8 +946,8 @@ fn took(seconds: f64, carried: u64) -> String {
     };
     match carried {
         0 => time,
-        ..1000 => format!("{time}, {carried} B"),
-        ..1_000_000 => format!("{time}, {} kB", carried / 1000),
+        1..1000 => format!("{time}, {carried} B"),
+        1000..1_000_000 => format!("{time}, {} kB", carried / 1000),
         _ => format!("{time}, {} MB", carried / 1_000_000),
     }
 }
