@@ -29,9 +29,6 @@ pub struct Description {
     /// Notebook names that it refers to.
     #[serde(default)]
     pub needs: BTreeSet<Name>,
-    /// Too large to look through: it may refer to any function or class.
-    #[serde(default)]
-    pub deep: bool,
 }
 
 /// How a value behaves when it is carried.

@@ -78,7 +78,6 @@ impl Ledger {
         let mut wanted = Wanted {
             ledger: self,
             names: BTreeSet::new(),
-            code: false,
             everything: false,
         };
         for name in needed.must.iter().chain(&needed.may) {
@@ -106,13 +105,6 @@ impl Ledger {
         for put in arrived {
             for name in put.needs.iter().chain(put.names.keys()) {
                 wanted.add(name);
-            }
-        }
-        if wanted.code {
-            for (name, entry) in &self.entries {
-                if entry.is_callable() {
-                    wanted.add(name);
-                }
             }
         }
         plan.touched = wanted.names;
@@ -223,8 +215,6 @@ fn carried_or_defined(steps: &[Step], name: &Name) -> bool {
 struct Wanted<'a> {
     ledger: &'a Ledger,
     names: BTreeSet<Name>,
-    /// Whether a value may refer to any function or class.
-    code: bool,
     /// Whether a function may reach any name.
     everything: bool,
 }
@@ -259,7 +249,6 @@ impl Wanted<'_> {
                 }
                 Content::Value(description) => {
                     open.extend(description.needs.iter().cloned());
-                    self.code |= description.deep;
                 }
                 Content::Lost(_) => {}
             }

@@ -13,7 +13,6 @@ fn value(kind: Kind, needs: &[&str]) -> Description {
         kind,
         type_name: "list".to_owned(),
         needs: names(needs),
-        deep: false,
     }
 }
 

@@ -228,7 +228,8 @@ pub struct Orders {
     /// What must be done first.
     pub plan: Plan,
     /// Names of values that the cell can change; the worker says after the run what they are.
-    pub touched: Vec<Name>,
+    /// `None` while there is no other worker that could ask for them.
+    pub touched: Option<Vec<Name>>,
     /// Cells that ran elsewhere since the last one here: for `In` and the history.
     pub inputs: Vec<(u32, Arc<str>)>,
 }
@@ -546,7 +547,7 @@ impl Session {
             let orders = Orders {
                 request: run.request.message.clone(),
                 count: run.count,
-                touched: self.ledger.changeable(&plan.touched),
+                touched: (self.workers.len() > 1).then(|| self.ledger.changeable(&plan.touched)),
                 plan: plan.clone(),
                 inputs,
             };

@@ -151,9 +151,12 @@ def has_state(function):
 known = snapshot()
 
 
-def describe(value):
-    """What the kernel must know of a value: its kind, its type, the notebook names that its code refers to."""
-    deep = False
+def describe(value, thorough=False):
+    """What the kernel must know of a value: its kind, its type, the notebook names that its code refers to.
+
+    Of a large value not all is looked at, unless `thorough`: the needs are then `partial`.
+    """
+    partial = False
     if isinstance(value, types.ModuleType):
         kind, needs = "module", set()
     elif is_atom(value):
@@ -164,12 +167,15 @@ def describe(value):
         kind = "class" if isinstance(value, type) else "value"
         if isinstance(value, types.FunctionType) and not has_state(value):
             kind = "function"
-        needs, deep = code_needs(value)
+        needs, partial = code_needs(value)
+        if partial and thorough:
+            needs |= pickled_needs(value)
+            partial = False
     needs = sorted(name for name in needs if not hasattr(builtins, name) or name in namespace)
-    return {"kind": kind, "type": type_name(value), "needs": needs, "deep": deep}
+    return {"kind": kind, "type": type_name(value), "needs": needs, "partial": partial}
 
 
-# How many objects are looked at for what a value refers to; what holds more may refer to anything.
+# How many objects are looked at for what a value refers to.
 LOOK_AT = 2000
 PLAIN = frozenset((*ATOMS, bytearray, memoryview))
 
@@ -234,6 +240,16 @@ def code_needs(value):
     return needs, False
 
 
+def pickled_needs(value):
+    """The same by pickling it to nowhere, which is faster for large values of plain data."""
+    pickler = Pickler(Discard(), buffer_callback=lambda buffer: None)
+    try:
+        pickler.dump(value)
+    except Exception:
+        pass  # what cannot be carried needs nothing elsewhere
+    return pickler.needs
+
+
 def contents(cell):
     try:
         return cell.cell_contents
@@ -254,9 +270,9 @@ def slots_of(kind):
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def describe_name(name):
+def describe_name(name, thorough=False):
     value = value_of(name)
-    described = describe(value)
+    described = describe(value, thorough)
     if name.endswith("."):
         owner = namespace[name[:-1]]
         described["type"] = "attributes of a %s" % ("class" if isinstance(owner, type) else "function")
@@ -272,14 +288,14 @@ def type_name(value):
     return kind.__qualname__ if module in ("builtins", "__main__") else module + "." + kind.__qualname__
 
 
-def changes():
+def changes(thorough):
     """The names bound and deleted since the last snapshot."""
     global known
     now = snapshot()
     bound = {}
     for name, identity in now.items():
         if known.get(name) != identity and not INPUT_NAME.match(name):
-            bound[name] = describe_name(name)
+            bound[name] = describe_name(name, thorough)
     gone = [name for name in known if name not in now and not INPUT_NAME.match(name)]
     known = now
     return bound, gone
@@ -652,7 +668,7 @@ def execute(stream, ident, parent):
         shell.execution_count = order["count"]
     actions = order.get("actions") or ()
     failed = prelude(actions, [bytes(buffer) for buffer in parent.get("buffers", ())]) if actions else None
-    running.append((parent, failed, order.get("touched") or (), time.perf_counter()))
+    running.append((parent, failed, order.get("touched"), time.perf_counter()))
     return None if failed else execute_request(stream, ident, parent)
 
 
@@ -661,8 +677,10 @@ def report():
     after_request()
     while running:
         parent, failed, touched, started = running.pop()
-        bound, gone = changes()
-        seen = {name: describe_name(name) for name in touched if name not in bound and exists(name)}
+        # In a notebook with one worker nobody else will ask.
+        bound, gone = changes(thorough=touched is not None)
+        seen = {name: describe_name(name) for name in touched or () if name not in bound and exists(name)}
+        seen = {name: described for name, described in seen.items() if not described["partial"]}
         content = {
             "bound": bound, "deleted": gone, "seen": seen, "failed": failed,
             "seconds": time.perf_counter() - started,

@@ -89,6 +89,13 @@ def origin_of(code):
     return names[code.co_filename], entry[2]
 
 
+def annotations_of(function):
+    try:
+        return dict(function.__annotations__)
+    except Exception:  # from Python 3.14 on they are evaluated only now, and may not be possible to evaluate
+        return {}
+
+
 def global_names(code):
     names = set(code.co_names)
     for constant in code.co_consts:
@@ -349,7 +356,7 @@ class Pickler(pickle.Pickler):
         code = marshal.dumps(value.__code__)
         state = (
             value.__name__, value.__qualname__, value.__module__, value.__defaults__,
-            value.__kwdefaults__, dict(value.__annotations__), value.__doc__, dict(value.__dict__),
+            value.__kwdefaults__, annotations_of(value), value.__doc__, dict(value.__dict__),
         )
         version = tuple(sys.version_info[:2])
         arguments = version, code, value.__closure__ or (), origin_of(value.__code__), module
