@@ -416,22 +416,32 @@ impl Ledger {
     /// Whether running the definition's source again would make the same: what it evaluates is
     /// still as it was, and cannot have changed in place.
     fn replayable(&self, chain: &[Arc<Defined>]) -> bool {
-        chain.iter().all(|defined| {
-            defined.definition.needs_now.iter().all(|name| {
-                match (defined.needs.get(name), self.entries.get(name)) {
-                    (None, None) => true,
-                    (Some(version), Some(entry)) => {
-                        entry.version == *version
-                            && match &entry.content {
-                                Content::Definition(..) => true,
-                                Content::Value(description) => description.kind != Kind::Value,
-                                Content::Lost(_) => false,
+        let mut seen = BTreeSet::new();
+        let mut open: Vec<&[Arc<Defined>]> = vec![chain];
+        while let Some(chain) = open.pop() {
+            for defined in chain {
+                for name in &defined.definition.needs_now {
+                    match (defined.needs.get(name), self.entries.get(name)) {
+                        (None, None) => {}
+                        (Some(version), Some(entry)) if entry.version == *version => {
+                            match &entry.content {
+                                Content::Definition(chain, _) => {
+                                    if seen.insert(name) {
+                                        open.push(chain);
+                                    }
+                                }
+                                // A class that travels may refer to those derived from it.
+                                Content::Value(description)
+                                    if !matches!(description.kind, Kind::Value | Kind::Class) => {}
+                                Content::Value(_) | Content::Lost(_) => return false,
                             }
+                        }
+                        _ => return false,
                     }
-                    _ => false,
                 }
-            })
-        })
+            }
+        }
+        true
     }
 
     /// The names of changeable values among `names`.

@@ -45,6 +45,8 @@ pub enum Step {
 pub struct Plan {
     /// Values still to be taken, by holder. If any, take them and plan again.
     pub takes: BTreeMap<WorkerId, BTreeSet<Name>>,
+    /// Transfers that have arrived and are among `takes` again, together with what they need.
+    pub again: BTreeSet<u64>,
     /// What to do, in order.
     pub steps: Vec<Step>,
     /// Stale names to drop first.
@@ -146,6 +148,7 @@ impl Ledger {
             }
         }
         self.definitions_first(worker, &mut plan);
+        self.together(arrived, &mut plan);
         if plan.takes.is_empty() {
             let mut order = Order {
                 ledger: self,
@@ -170,6 +173,21 @@ impl Ledger {
             plan.drops = stale.iter().filter(coming).cloned().collect();
         }
         plan
+    }
+
+    /// Values that refer to each other by name, such as a class and those derived from it, must be in one pickle.
+    fn together(&self, arrived: &[Put], plan: &mut Plan) {
+        for put in arrived {
+            for names in plan.takes.values_mut() {
+                let classes = |name: &Name| {
+                    self.entries.get(name).is_some_and(Entry::is_callable) && names.contains(name)
+                };
+                if put.needs.iter().any(classes) {
+                    names.extend(put.names.keys().cloned());
+                    plan.again.insert(put.transfer);
+                }
+            }
+        }
     }
 
     /// What replayed definitions evaluate is taken by itself: a pickle with instances of a class in
@@ -238,12 +256,10 @@ impl Wanted<'_> {
             }
             match &entry.content {
                 Content::Definition(chain, _) => {
-                    let replayable = self.ledger.replayable(chain);
                     for defined in chain {
                         self.everything |= defined.definition.dynamic_later.is_some();
-                        if replayable {
-                            open.extend(defined.definition.needs_now.iter().cloned());
-                        }
+                        // Also of one that travels: what is set on a base class counts.
+                        open.extend(defined.definition.needs_now.iter().cloned());
                         open.extend(defined.definition.needs_later.iter().cloned());
                     }
                 }

@@ -555,6 +555,7 @@ impl Session {
             self.effects.push(Effect::Run(worker, id, Box::new(orders)));
             return;
         }
+        arrived.retain(|put| !plan.again.contains(&put.transfer));
         for (holder, names) in plan.takes {
             self.next_transfer += 1;
             pending.insert(self.next_transfer);

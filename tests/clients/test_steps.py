@@ -185,6 +185,37 @@ DATAFLOW = {
         "def ticked():\n    return 'new'\nclass Counter:\n    pass",
         ("print(ticked(), hasattr(Counter, 'made'), ticked.__dict__, type(one).made)", RIGHT),
     ],
+    "definitions that must travel": [
+        "from collections import namedtuple\nfrom contextlib import contextmanager\nfrom functools import singledispatch\n"
+        "k = 1\ndef f(v=k):\n    return v\nk = 2\nPair = namedtuple('Pair', 'a b')\npair = Pair(1, [2])\n"
+        "if k:\n    class Base:\n        kinds = []\n        def __init_subclass__(cls):\n            cls.kinds.append(cls)\n"
+        "class Kid(Base):\n    def __init__(self):\n        self.v = k\nkid = Kid()\n"
+        "@contextmanager\ndef within(t):\n    yield t + k\n"
+        "@singledispatch\ndef shown(v):\n    return 'any'\n@shown.register(int)\ndef _(v):\n    return 'int'",
+        ("print(f(), pair, Pair(3, 4), Kid.kinds == [Kid], isinstance(kid, Base), shown(1), shown(''))\n"
+         "with within(1) as v:\n    print(v)\npair.b.append(kid)", LEFT),
+        "print(pair.b[1] is kid, isinstance(pair, Pair), type(kid) is Kid, Kid.kinds == [Kid], f())",
+        "class Base:\n    made = 'new'",
+        ("print(Kid.__mro__[1] is Base, hasattr(Kid, 'made'), Base.made, Kid().v, type(kid) is Kid)", RIGHT),
+        "class Bad(ValueError):\n    def __init__(self, code):\n        super().__init__(f'code {code}')\n        self.code = code\n"
+        "try:\n    raise Bad(3)\nexcept Bad as error:\n    kept = error",
+        ("print(kept, kept.code, type(kept) is Bad)", LEFT),
+    ],
+    "old versions do not come back": [
+        "a = [1]\ntree = {'k': a}",
+        ("tree['k'].append(2)", LEFT),
+        "a = [9]",
+        ("print(tree)", RIGHT),
+        "print(tree, a)",
+        ("print(a, tree['k'] is a)", LEFT),
+        "n = 1\ncalls = {'f': lambda v: v + n}",
+        ("n = 5", LEFT),
+        "print(calls['f'](2))",
+        "'home'",
+        ("made = [1]\nmade", LEFT),
+        "made.append(2)",
+        "_",
+    ],
     "comprehensions, walrus and scopes": [
         "k = 3\ndata = [1, 2]",
         ("squares = [k * k for k in data if (last := k)]\nprint(k, last)", LEFT),

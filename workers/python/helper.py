@@ -129,6 +129,16 @@ def set_state(value, state):
         setattr(value, key, item)
 
 
+class State:
+    """What `name.` stands for, as it is pickled: it is set as soon as it is unpickled."""
+
+    def __init__(self, name):
+        self.owner = namespace[name[:-1]]
+
+    def __reduce__(self):
+        return set_state, (self.owner, state_of(self.owner))
+
+
 def value_of(name):
     """The value of a name, or what `name.` stands for."""
     return state_of(namespace[name[:-1]]) if name.endswith(".") else namespace[name]
@@ -426,7 +436,9 @@ def take(content):
 
     pickler = Pickler(stream, by_value=names, shared_bases=bases, buffer_callback=keep)
     try:
-        pickler.dump({name: value_of(name) for name in names})
+        # States first: bound methods are looked up while they are unpickled.
+        states = {name: State(name) for name in names if name.endswith(".")}
+        pickler.dump({**states, **{name: namespace[name] for name in names if name not in states}})
     except Exception as error:
         failed = {}
         for name in names:
@@ -565,9 +577,6 @@ def put(action, buffers):
             namespace[name] = value
             if re.match(r"^_\d+$", name):
                 namespace["_oh"][int(name[1:])] = value
-    for name, value in values.items():
-        if name.endswith("."):
-            set_state(namespace[name[:-1]], value)
 
 
 def define(action, _):

@@ -214,6 +214,10 @@ def make_type_variable(kind, name, arguments, options):
     return value
 
 
+def make_method(function, instance):
+    return types.MethodType(function, instance)
+
+
 def make_proxy(mapping):
     return types.MappingProxyType(mapping)
 
@@ -453,6 +457,8 @@ class Pickler(pickle.Pickler):
 REDUCERS = {
     types.ModuleType: Pickler.reduce_module,
     types.CellType: Pickler.reduce_cell,
+    # Pickle looks a method up by its function's name, which need not be the name that it has in its class.
+    types.MethodType: lambda _, value: (make_method, (value.__func__, value.__self__)),
     types.MappingProxyType: Pickler.reduce_proxy,
     property: lambda _, value: (property, (value.fget, value.fset, value.fdel, value.__doc__)),
     classmethod: lambda _, value: (classmethod, (value.__func__,)),
