@@ -10,6 +10,7 @@ stands in `pickling.py`, which is part of the same module.
 import ast
 import builtins
 import collections
+import enum
 import functools
 import io
 import mmap
@@ -321,15 +322,44 @@ class Discard:
         return len(data)
 
 
-IMMUTABLE = (str, bytes, int, float, complex, bool, type(None), tuple, frozenset, type,
-             types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType)
+# What no change can be made to, so that it does not matter whether two names share it.
+FIXED = (
+    str, bytes, int, float, complex, bool, type(None), tuple, frozenset, slice, range, type, enum.Enum, re.Pattern,
+    types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType, types.MethodDescriptorType,
+    types.WrapperDescriptorType, *TYPE_VARIABLES,
+)
+# The same of libraries, where they are loaded: dtypes are single objects that all arrays share.
+FIXED_IN = {
+    "numpy": ("dtype", "generic", "ufunc"),
+    "pandas": (
+        "api.extensions.ExtensionDtype", "tseries.offsets.BaseOffset", "Timestamp", "Timedelta", "Period", "Interval",
+    ),
+    "datetime": ("date", "time", "timedelta", "tzinfo"),
+    "zoneinfo": ("ZoneInfo",),
+}
+
+
+def fixed_types():
+    found = list(FIXED)
+    for module, names in FIXED_IN.items():
+        for name in names if module in sys.modules else ():
+            kind = sys.modules[module]
+            for part in name.split("."):
+                kind = getattr(kind, part, None)
+            if isinstance(kind, type):
+                found.append(kind)
+    return tuple(found)
 
 
 def identities(pickler):
     """What the pickler carried that could be changed in place, by identity, with the objects held."""
-    held = {}
+    held, fixed = {}, fixed_types()
     for identity, (_, value) in pickler.memo.copy().items():
-        if type(value) not in IMMUTABLE and not isinstance(value, (type, *TYPE_VARIABLES)):
+        kind = type(value)
+        if kind.__name__ == "cython_function_or_method":
+            continue
+        # An instance of a class of the notebook's may have attributes, whatever the class derives from.
+        if not isinstance(value, fixed) or (is_own(kind) and not isinstance(value, (type, enum.Enum))):
             held[identity] = value
     for identity, owner in pickler.bases.items():
         held[identity] = owner
