@@ -102,6 +102,9 @@ DATAFLOW = {
         "import numpy as np\nwhole = np.zeros(4)\npart = whole[1:3]",
         ("part += 1", LEFT),
         "print(whole, part, part.base is whole)",
+        "other = np.ones(4)\ngrid = np.arange(6).reshape(2, 3)\ntime = [np.float64(1), other.dtype]",
+        ("print(whole, grid.flags.owndata, grid.T.flags.f_contiguous)\ngrid += 1", LEFT),
+        "print(grid, grid.flags.owndata, other, time)",
     ],
     "changes elsewhere": [
         "import numpy as np\nfrom sklearn.linear_model import LinearRegression\n"
@@ -599,6 +602,15 @@ def test_one_session_in_all_headers(start, targets):
     assert any(message["msg_type"] == "stream" for message in seen)
 
 
+def test_only_what_is_read_moves(start, targets):
+    """Arrays of one dtype share that, but no change can be made to it."""
+    kernel = start()
+    kernel.run("import numpy as np\na, b = np.ones(3), np.zeros(3)\nc = a[1:]").ok()
+    kernel.run("a.sum()", on(LEFT)).ok()
+    for name, place in (("a", LEFT), ("b", "home"), ("c", LEFT)):
+        assert f"current on `{place}`" in kernel.run(f"%cellferry where {name}").ok().text()
+
+
 def test_magics_of_the_kernel(start, targets):
     kernel = start()
     kernel.run("x = [1]\ny = 2").ok()
@@ -632,7 +644,7 @@ def test_status_of_what_runs_and_waits(start, targets, tmp_path):
 def test_large_arrays_are_copied_once_or_go_through_shared_memory(start, targets):
     """Straight from the memory of the worker that holds them; where the system forbids that, another way."""
     kernel = start()
-    kernel.run("import numpy as np\na = np.arange(1_000_000).reshape(1000, 1000)\nb = a.copy(order='F')\nc = a.copy()").ok()
+    kernel.run("import numpy as np\na = np.arange(1_000_000).reshape(1000, 1000).copy()\nb = a.copy(order='F')\nc = a.copy()").ok()
     told = "print(a.sum(), a.shape, a.flags.owndata, a.base is None, a.flags.writeable)\na[0, 0] = 7"
     assert kernel.run(told, on(LEFT)).ok().text() == "499999500000 (1000, 1000) True True True\n"
     assert kernel.run("print(b.sum(), b.flags.f_contiguous)\nb[0, 0] = 7", on(LEFT)).ok().text() == "499999500000 True\n"

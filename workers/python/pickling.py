@@ -438,7 +438,9 @@ class Pickler(pickle.Pickler):
         numpy = sys.modules["numpy"]
         owner = owner_of(value)
         self.bases[id(owner)] = owner
-        if id(owner) not in self.shared_bases or owner is value or value.dtype.hasobject:
+        # A reshaped array is a view still when it comes back, even if nobody else looks at its memory.
+        reshaped = type(value) is type(owner) is numpy.ndarray and owner.nbytes == value.nbytes
+        if not (reshaped or id(owner) in self.shared_bases) or owner is value or value.dtype.hasobject:
             if type(value) is not numpy.ndarray or value.dtype.hasobject:
                 return NotImplemented
             if value.nbytes >= OUT_OF_BAND and (value.flags.c_contiguous or value.flags.f_contiguous):
