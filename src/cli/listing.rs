@@ -7,7 +7,7 @@ use crate::analysis::{Analysis, python};
 use crate::cell::{self, MetadataError, Workflow};
 use crate::notebook::{self, FileCell, NotebookError};
 use crate::session::HOME;
-use crate::spelling::nearest;
+use crate::spelling::near;
 
 /// Starts a comment in the notebook's language.
 const COMMENT: &str = "#";
@@ -103,13 +103,8 @@ fn resolve_after(cells: &[FileCell], listed: &mut [Listed]) {
                     format!("`{shown}` names no cell before this one")
                 } else {
                     let known = called.keys().copied().filter(|known| !known.is_empty());
-                    let hint = nearest(word, known);
                     // The list of all cells would be no help.
-                    let hint = if hint.starts_with("; valid") {
-                        ""
-                    } else {
-                        &hint
-                    };
+                    let hint = near(word, known).unwrap_or_default();
                     format!("no cell has the id, tag or name `{shown}`{hint}")
                 };
                 cell.faults.push(MetadataError {

@@ -170,9 +170,7 @@ def describe(value, thorough=False):
     partial = False
     if isinstance(value, types.ModuleType):
         kind, needs = "module", set()
-    elif is_atom(value):
-        kind, needs = "atom", set()
-    elif isinstance(value, TYPE_VARIABLES):
+    elif is_atom(value) or isinstance(value, TYPE_VARIABLES):
         kind, needs = "atom", set()
     else:
         kind = "class" if isinstance(value, type) else "value"
