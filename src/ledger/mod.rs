@@ -1,12 +1,16 @@
-//! Which version of each name is current, what it is, and which workers hold it.
+//! Which version of each name is current at a point of program order, what it is, and which
+//! workers hold it.
 //!
-//! A directory, as in a cache-coherence protocol. A value that can change in place has one
-//! current copy at a time: it moves to the worker of the cell that reads it, and copies left
-//! behind are stale. Values that cannot change, and definitions, may be current in many workers.
-//! The ledger decides what must move; it moves nothing itself.
+//! A directory, as in a cache-coherence protocol, in two halves. [`Namespace`] says what each name
+//! means; the [`Delta`]s of runs that are not committed yet lie over the committed one, so that each run is
+//! planned with the names as they are at its own place in program order. The other half says which
+//! version of a name each worker physically has: a copy whose version is not the wanted one is
+//! stale. The ledger decides what must move; it moves nothing itself.
 
+mod namespace;
 mod plan;
 
+pub use namespace::{Delta, Namespace, Version};
 pub use plan::{Needed, Plan, Put, Step};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +19,7 @@ use std::sync::Arc;
 use cellferry_wire::protocol::WorkerId;
 use serde::Deserialize;
 
+use self::namespace::{Content, Entry};
 use crate::analysis::{Definition, DefinitionKind};
 use crate::name::Name;
 
@@ -29,6 +34,9 @@ pub struct Description {
     /// Notebook names that it refers to.
     #[serde(default)]
     pub needs: BTreeSet<Name>,
+    /// About how much memory it takes, in bytes.
+    #[serde(default)]
+    pub size: u64,
 }
 
 /// How a value behaves when it is carried.
@@ -43,7 +51,7 @@ pub enum Kind {
     Function,
     /// A value that cannot change in place.
     Atom,
-    /// Anything else: one current copy at a time.
+    /// Anything else.
     Value,
 }
 
@@ -57,17 +65,7 @@ pub struct Defined {
     /// The execution count of the run that made it.
     pub number: u32,
     /// Which versions of the names that the statement evaluates were current when it ran.
-    pub needs: BTreeMap<Name, u64>,
-}
-
-/// What the current version of a name is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Content {
-    Value(Description),
-    /// Replayed as source, in order: several only for imports of one package's submodules.
-    Definition(Vec<Arc<Defined>>, Description),
-    /// Its only holder died.
-    Lost(Lost),
+    pub needs: BTreeMap<Name, Version>,
 }
 
 /// A value that nobody holds any more.
@@ -81,63 +79,28 @@ pub struct Lost {
     pub held_by: String,
 }
 
-#[derive(Clone, Debug)]
-struct Entry {
-    content: Content,
-    holders: BTreeSet<WorkerId>,
-    made_by: u32,
-    /// Which binding of the name it is.
-    version: u64,
+/// What stands for a copy that is of no version: nobody may read it.
+const SPOILT: Version = Version(0);
+
+/// What one worker physically has.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    names: BTreeMap<Name, Version>,
+    /// The configuration magics that it has replayed or run, by their place among all.
+    settings: BTreeSet<usize>,
+    /// The last results as its display hook has them, latest first.
+    shown: Vec<u32>,
 }
 
-impl Entry {
-    fn description(&self) -> Option<&Description> {
-        match &self.content {
-            Content::Value(description) | Content::Definition(_, description) => Some(description),
-            Content::Lost(_) => None,
-        }
-    }
-
-    /// Whether it is a class or function, whose state is carried under a name of its own.
-    fn is_callable(&self) -> bool {
-        self.description().is_some_and(|description| {
-            matches!(description.kind, Kind::Class | Kind::Function)
-                || matches!(self.content, Content::Definition(..))
-        })
-    }
-
-    /// What to say when nobody holds it any more.
-    fn as_lost(&self) -> Lost {
-        Lost {
-            type_name: self
-                .description()
-                .map_or_else(String::new, |description| description.type_name.clone()),
-            made_by: self.made_by,
-            held_by: "a target".to_owned(),
-        }
-    }
-
-    /// Whether only one worker can hold it as current.
-    fn moves(&self) -> bool {
-        matches!(&self.content, Content::Value(description) if description.kind == Kind::Value)
-    }
-}
-
-/// `_`, `__` and `___`.
-const UNDERSCORES: usize = 3;
+/// Names and versions that share objects, wherever they are.
+type Kin = Arc<BTreeMap<Name, Version>>;
 
 /// The directory of one session.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    entries: BTreeMap<Name, Entry>,
-    /// Names that a worker still has in its namespace though they are no longer current there.
-    stale: BTreeMap<WorkerId, BTreeSet<Name>>,
-    /// Configuration magics, in order, and the workers that have replayed them.
-    settings: Vec<(Arc<Defined>, BTreeSet<WorkerId>)>,
-    /// Execution counts of the cells that had a result, in order: what `_`, `__` and `___` mean.
-    results: Vec<u32>,
-    /// The last results as each worker's display hook has them, latest first.
-    shown: BTreeMap<WorkerId, Vec<u32>>,
+    committed: Namespace,
+    held: BTreeMap<WorkerId, Held>,
+    kin: BTreeMap<Version, Kin>,
     /// Versions handed out so far.
     versions: u64,
 }
@@ -151,9 +114,13 @@ pub struct Seen {
     pub how: &'static str,
     /// The execution count of the run that bound it.
     pub made_by: u32,
+    /// Which version it is, counted over all names.
+    pub version: Version,
+    /// About how much memory it takes, in bytes.
+    pub size: u64,
     /// Workers with the current version.
     pub holders: Vec<WorkerId>,
-    /// Workers that still have an older one.
+    /// Workers that have another one.
     pub stale: Vec<WorkerId>,
 }
 
@@ -166,370 +133,416 @@ pub struct Changes<'a> {
     pub deleted: Vec<Name>,
     /// What changeable values are now.
     pub seen: BTreeMap<Name, Description>,
+    /// Names that were compared with what they were before the run.
+    pub compared: BTreeSet<Name>,
+    /// Those of them that are not the same any more, or that something else now refers to.
+    pub changed: BTreeSet<Name>,
+    /// Whether no other run can have a copy on its way: then what only one worker has needs no new version.
+    pub alone: bool,
     /// The cell's own definitions.
     pub definitions: &'a [Definition],
 }
 
+/// A run of one cell on one worker.
+#[derive(Clone, Copy, Debug)]
+pub struct Ran<'a> {
+    /// Where.
+    pub worker: WorkerId,
+    /// Its execution count.
+    pub number: u32,
+    /// Its source.
+    pub cell: &'a Arc<str>,
+    /// What was done before.
+    pub plan: &'a Plan,
+}
+
 impl Ledger {
-    /// Records that `worker` ran a cell: `plan` was in force, `changes` is what it reports.
-    pub fn record(
-        &mut self,
-        worker: WorkerId,
-        number: u32,
-        cell: &Arc<str>,
-        plan: &Plan,
-        changes: Changes<'_>,
-    ) {
-        self.arrived(worker, plan);
-        for name in &plan.touched {
-            let Some(entry) = self.entries.get_mut(name) else {
-                continue;
-            };
-            if entry.moves() && entry.holders.contains(&worker) {
-                let others: Vec<WorkerId> = entry
-                    .holders
-                    .iter()
-                    .copied()
-                    .filter(|holder| *holder != worker)
-                    .collect();
-                entry.holders = BTreeSet::from([worker]);
-                for other in others {
-                    self.stale.entry(other).or_default().insert(name.clone());
-                }
-            }
-        }
-        for name in changes.deleted {
-            self.forget(&name, worker);
+    /// The names after all committed runs.
+    pub fn committed(&self) -> &Namespace {
+        &self.committed
+    }
+
+    /// Commits a run, the next one in program order.
+    pub fn commit(&mut self, worker: WorkerId, delta: &Delta) {
+        let before = self.committed.settings.len();
+        self.committed.apply(delta);
+        self.held
+            .entry(worker)
+            .or_default()
+            .settings
+            .extend(before..self.committed.settings.len());
+    }
+
+    /// Records physically that a run is over, and works out what it changed. `view` are the names as they were at its
+    /// place in program order.
+    pub fn finished(&mut self, view: &Namespace, ran: Ran<'_>, changes: Changes<'_>) -> Delta {
+        let Ran {
+            worker,
+            number,
+            cell,
+            plan,
+        } = ran;
+        let mut delta = Delta::default();
+        self.arrived(view, worker, plan, &mut delta);
+        self.touched(view, worker, plan, &changes, &mut delta);
+        let held = self.held.entry(worker).or_default();
+        for name in &changes.deleted {
+            held.names.remove(name);
+            delta.delete(name);
         }
         for (name, description) in changes.seen {
-            if let Some(Entry {
-                content: Content::Value(known),
-                ..
-            }) = self.entries.get_mut(&name)
+            let known = match delta.entries.get(&name) {
+                Some(entry) => entry.as_ref(),
+                None => view.get(name.as_str()),
+            };
+            if let Some(known) = known
+                && let Content::Value(before) = &known.content
+                && *before != description
             {
-                *known = description;
+                let entry = Entry {
+                    content: Content::Value(description),
+                    ..Entry::clone(known)
+                };
+                delta.describe(&name, entry);
             }
         }
         if !plan.results.is_empty() {
-            self.shown.insert(worker, self.last_results());
+            held.shown = view.last_results();
         }
         for (name, description) in changes.bound {
             if is_alias_of_result(&name) {
                 continue;
             }
             if let Some(count) = result_number(&name) {
-                self.results.push(count);
-                let shown = self.shown.entry(worker).or_default();
-                shown.insert(0, count);
-                shown.truncate(UNDERSCORES);
+                delta.results.push(count);
+                held.shown.insert(0, count);
+                held.shown.truncate(3);
             }
-            let content = self.content_of(&name, description, number, cell, changes.definitions);
-            self.bind(name, content, worker, number);
+            self.versions += 1;
+            let version = Version(self.versions);
+            held.names.insert(name.clone(), version);
+            let content = view.content_of(&name, description, number, cell, changes.definitions);
+            let entry = Entry {
+                content,
+                made_by: number,
+                version,
+            };
+            delta.set(&name, entry);
         }
-        self.note_needs(changes.definitions, cell);
+        note_needs(view, &mut delta, changes.definitions, cell);
         for definition in changes.definitions {
             if matches!(
                 definition.kind,
                 DefinitionKind::Magic | DefinitionKind::Future
             ) {
-                let defined = Arc::new(Defined {
+                delta.settings.push(Arc::new(Defined {
                     definition: definition.clone(),
                     cell: cell.clone(),
                     number,
                     needs: BTreeMap::new(),
-                });
-                self.settings.push((defined, BTreeSet::from([worker])));
+                }));
             }
         }
+        delta
     }
 
-    /// Records what a prelude brought to `worker`, whether or not its cell then succeeded.
-    fn arrived(&mut self, worker: WorkerId, plan: &Plan) {
+    /// What the prelude brought.
+    fn arrived(&mut self, view: &Namespace, worker: WorkerId, plan: &Plan, delta: &mut Delta) {
+        let held = self.held.entry(worker).or_default();
+        for name in &plan.drops {
+            held.names.remove(name);
+        }
         for step in &plan.steps {
             match step {
                 Step::Define(defined) => {
                     for name in &defined.definition.binds {
-                        self.hold(name, worker);
-                    }
-                    for (setting, holders) in &mut self.settings {
-                        if Arc::ptr_eq(setting, defined) {
-                            holders.insert(worker);
+                        if let Some(version) = view.version(name) {
+                            held.names.insert(name.clone(), version);
                         }
                     }
+                    let setting = |setting: &Arc<Defined>| Arc::ptr_eq(setting, defined);
+                    held.settings.extend(view.settings.iter().position(setting));
                 }
                 Step::Put(put) => {
                     for (name, description) in &put.names {
-                        if let Some(entry) = self.entries.get_mut(name)
-                            && let Content::Value(known) = &mut entry.content
-                        {
-                            known.needs = &description.needs | &put.needs;
-                        }
-                        self.hold(name, worker);
-                    }
-                }
-            }
-        }
-        if let Some(stale) = self.stale.get_mut(&worker) {
-            for name in &plan.drops {
-                stale.remove(name);
-            }
-        }
-    }
-
-    fn hold(&mut self, name: &Name, worker: WorkerId) {
-        if let Some(entry) = self.entries.get_mut(name) {
-            entry.holders.insert(worker);
-        }
-        if let Some(stale) = self.stale.get_mut(&worker) {
-            stale.remove(name);
-        }
-    }
-
-    fn content_of(
-        &self,
-        name: &Name,
-        description: Description,
-        number: u32,
-        cell: &Arc<str>,
-        definitions: &[Definition],
-    ) -> Content {
-        let Some(definition) = definitions
-            .iter()
-            .rev()
-            .find(|definition| definition.binds.contains(name))
-        else {
-            return Content::Value(description);
-        };
-        let replayable = match definition.kind {
-            DefinitionKind::Import => {
-                description.kind == Kind::Module || is_from_import(definition)
-            }
-            DefinitionKind::Class => description.kind == Kind::Class,
-            // What a decorator makes may carry a state of its own; a cache can be filled again.
-            DefinitionKind::Function => {
-                !definition.decorated || description.type_name == "functools._lru_cache_wrapper"
-            }
-            DefinitionKind::Magic | DefinitionKind::Future => false,
-        };
-        if !replayable || definition.outdated {
-            return Content::Value(description);
-        }
-        let defined = Arc::new(Defined {
-            definition: definition.clone(),
-            cell: cell.clone(),
-            number,
-            needs: BTreeMap::new(),
-        });
-        let mut chain = vec![defined];
-        if definition.kind == DefinitionKind::Import
-            && description.kind == Kind::Module
-            && let Some(Entry {
-                content: Content::Definition(earlier, _),
-                ..
-            }) = self.entries.get(name)
-        {
-            let same = |other: &Arc<Defined>| {
-                other.definition.kind == DefinitionKind::Import
-                    && other.definition.binds == definition.binds
-                    && other.definition.source != definition.source
-            };
-            chain.splice(0..0, earlier.iter().filter(|other| same(other)).cloned());
-        }
-        Content::Definition(chain, description)
-    }
-
-    fn bind(&mut self, name: Name, content: Content, worker: WorkerId, number: u32) {
-        let holders = BTreeSet::from([worker]);
-        self.versions += 1;
-        if let Some(before) = self.entries.insert(
-            name.clone(),
-            Entry {
-                content,
-                holders,
-                made_by: number,
-                version: self.versions,
-            },
-        ) {
-            for other in before
-                .holders
-                .into_iter()
-                .filter(|holder| *holder != worker)
-            {
-                self.stale.entry(other).or_default().insert(name.clone());
-            }
-        }
-        if let Some(stale) = self.stale.get_mut(&worker) {
-            stale.remove(&name);
-        }
-    }
-
-    fn forget(&mut self, name: &Name, worker: WorkerId) {
-        if let Some(before) = self.entries.remove(name) {
-            for other in before
-                .holders
-                .into_iter()
-                .filter(|holder| *holder != worker)
-            {
-                self.stale.entry(other).or_default().insert(name.clone());
-            }
-        }
-    }
-
-    /// Notes which versions the definitions just recorded were evaluated with.
-    fn note_needs(&mut self, definitions: &[Definition], cell: &Arc<str>) {
-        for name in definitions.iter().flat_map(|definition| &definition.binds) {
-            let Some(Entry {
-                content: Content::Definition(chain, _),
-                ..
-            }) = self.entries.get(name)
-            else {
-                continue;
-            };
-            let Some(last) = chain.last().filter(|last| Arc::ptr_eq(&last.cell, cell)) else {
-                continue;
-            };
-            let version = |need: &Name| Some((need.clone(), self.entries.get(need)?.version));
-            let needs: BTreeMap<Name, u64> = last
-                .definition
-                .needs_now
-                .iter()
-                .filter_map(version)
-                .collect();
-            if needs.is_empty() {
-                continue;
-            }
-            let noted = Arc::new(Defined {
-                needs,
-                ..Defined::clone(last)
-            });
-            if let Some(Entry {
-                content: Content::Definition(chain, _),
-                ..
-            }) = self.entries.get_mut(name)
-                && let Some(last) = chain.last_mut()
-            {
-                *last = noted;
-            }
-        }
-    }
-
-    /// Whether running the definition's source again would make the same: what it evaluates is
-    /// still as it was, and cannot have changed in place.
-    fn replayable(&self, chain: &[Arc<Defined>]) -> bool {
-        let mut seen = BTreeSet::new();
-        let mut open: Vec<&[Arc<Defined>]> = vec![chain];
-        while let Some(chain) = open.pop() {
-            for defined in chain {
-                for name in &defined.definition.needs_now {
-                    match (defined.needs.get(name), self.entries.get(name)) {
-                        (None, None) => {}
-                        (Some(version), Some(entry)) if entry.version == *version => {
-                            match &entry.content {
-                                Content::Definition(chain, _) => {
-                                    if seen.insert(name) {
-                                        open.push(chain);
-                                    }
-                                }
-                                // A class that travels may refer to those derived from it.
-                                Content::Value(description)
-                                    if !matches!(description.kind, Kind::Value | Kind::Class) => {}
-                                Content::Value(_) | Content::Lost(_) => return false,
+                        let Some(entry) = view.get(name.as_str()) else {
+                            continue;
+                        };
+                        if let Content::Value(known) = &entry.content {
+                            let needs = &description.needs | &put.needs;
+                            if known.needs != needs {
+                                let content = Content::Value(Description {
+                                    needs,
+                                    ..known.clone()
+                                });
+                                let entry = Entry {
+                                    content,
+                                    ..Entry::clone(entry)
+                                };
+                                delta.describe(name, entry);
                             }
                         }
-                        _ => return false,
+                        let version = put.versions.get(name).copied().unwrap_or(entry.version);
+                        held.names.insert(name.clone(), version);
                     }
                 }
             }
         }
-        true
     }
 
-    /// The names of changeable values among `names`.
-    pub fn changeable(&self, names: &BTreeSet<Name>) -> Vec<Name> {
-        let changeable = |name: &&Name| self.entries.get(*name).is_some_and(Entry::moves);
-        names.iter().filter(changeable).cloned().collect()
-    }
-
-    /// The stale names of a worker, which drops them now.
-    pub fn forget_stale(&mut self, worker: WorkerId) -> BTreeSet<Name> {
-        self.stale.remove(&worker).unwrap_or_default()
-    }
-
-    /// The counts that `_`, `__` and `___` stand for.
-    fn last_results(&self) -> Vec<u32> {
-        self.results
-            .iter()
-            .rev()
-            .take(UNDERSCORES)
-            .copied()
-            .collect()
-    }
-
-    /// A worker is gone: what only it held is lost, except definitions, which can be replayed.
-    pub fn worker_lost(&mut self, worker: WorkerId, held_by: &str) {
-        self.stale.remove(&worker);
-        self.shown.remove(&worker);
-        for (_, holders) in &mut self.settings {
-            holders.remove(&worker);
-        }
-        for entry in self.entries.values_mut() {
-            if !entry.holders.remove(&worker) || !entry.holders.is_empty() {
+    /// Values that the run may have changed in place get a new version, unless they were compared and are the same.
+    fn touched(
+        &mut self,
+        view: &Namespace,
+        worker: WorkerId,
+        plan: &Plan,
+        changes: &Changes<'_>,
+        delta: &mut Delta,
+    ) {
+        let mut renewed: BTreeMap<Version, (Name, Version)> = BTreeMap::new();
+        for name in plan.touched.union(&changes.compared) {
+            let Some(entry) = view.get(name.as_str()).filter(|entry| entry.can_change()) else {
+                continue;
+            };
+            let has = |held: &Held| held.names.get(name) == Some(&entry.version);
+            if !self.held.get(&worker).is_some_and(has) {
                 continue;
             }
-            if let Content::Value(_) = &entry.content {
-                entry.content = Content::Lost(Lost {
-                    held_by: held_by.to_owned(),
-                    ..entry.as_lost()
-                });
+            let same = changes.compared.contains(name) && !changes.changed.contains(name);
+            let mut others = self.held.iter().filter(|(other, _)| **other != worker);
+            if same || changes.alone && !others.any(|(_, held)| has(held)) {
+                continue;
+            }
+            self.versions += 1;
+            let version = Version(self.versions);
+            renewed.insert(entry.version, (name.clone(), version));
+            let known = match delta.entries.get(name) {
+                Some(Some(described)) => described,
+                _ => entry,
+            };
+            let entry = Entry {
+                version,
+                ..Entry::clone(known)
+            };
+            delta.set(name, entry);
+            if let Some(held) = self.held.get_mut(&worker) {
+                held.names.insert(name.clone(), version);
+            }
+        }
+        // What shared objects before may still share them.
+        let groups: Vec<Kin> = renewed
+            .keys()
+            .filter_map(|version| self.kin.get(version).cloned())
+            .collect();
+        for group in groups {
+            let now = |(name, version): (&Name, &Version)| match renewed.get(version) {
+                Some((_, version)) => (name.clone(), *version),
+                None => (name.clone(), *version),
+            };
+            self.related(group.iter().map(now).collect());
+        }
+    }
+
+    /// Notes that these names, in these versions, share objects.
+    pub fn related(&mut self, group: BTreeMap<Name, Version>) {
+        if group.len() > 1 {
+            let group = Arc::new(group);
+            for version in group.values() {
+                self.kin.insert(*version, group.clone());
             }
         }
     }
 
-    /// The workers that hold the current version of `name`; empty if it is unknown or lost.
-    pub fn holders(&self, name: &str) -> impl Iterator<Item = WorkerId> + '_ {
-        self.entries
-            .get(name)
-            .into_iter()
-            .flat_map(|entry| entry.holders.iter().copied())
+    /// What a worker has now, to be given to [`Ledger::undo`].
+    pub fn held(&self, worker: WorkerId) -> Held {
+        self.held.get(&worker).cloned().unwrap_or_default()
+    }
+
+    /// The worker went back to what it had before a run, except that `spoilt` names may have changed.
+    pub fn undo(&mut self, worker: WorkerId, before: Held, spoilt: &BTreeSet<Name>) {
+        self.held.insert(worker, before);
+        self.spoil(worker, spoilt);
+    }
+
+    /// Copies of these names on the worker are of no use to anybody.
+    pub fn spoil(&mut self, worker: WorkerId, names: &BTreeSet<Name>) {
+        let held = self.held.entry(worker).or_default();
+        held.names
+            .extend(names.iter().map(|name| (name.clone(), SPOILT)));
+    }
+
+    /// Names that the worker has in another version than the wanted one.
+    pub fn stale(&self, view: &Namespace, worker: WorkerId) -> BTreeSet<Name> {
+        let stale =
+            |(name, version): &(&Name, &Version)| view.version(name).as_ref() != Some(*version);
+        let held = self.held.get(&worker).into_iter().flat_map(|held| &held.names);
+        held.filter(stale).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The worker drops these names now.
+    pub fn dropped(&mut self, worker: WorkerId, names: &BTreeSet<Name>) {
+        if let Some(held) = self.held.get_mut(&worker) {
+            held.names.retain(|name, _| !names.contains(name));
+        }
+    }
+
+    /// Which versions of these names the worker has.
+    pub fn versions(&self, worker: WorkerId) -> BTreeMap<Name, Version> {
+        self.held
+            .get(&worker)
+            .map(|held| held.names.clone())
+            .unwrap_or_default()
+    }
+
+    /// A worker is gone: what only it held is lost, except definitions, which can be replayed. `open` is what runs
+    /// that are not committed yet changed.
+    pub fn worker_lost<'a>(
+        &mut self,
+        worker: WorkerId,
+        held_by: &str,
+        open: impl Iterator<Item = &'a mut Delta>,
+    ) {
+        let Some(gone) = self.held.remove(&worker) else {
+            return;
+        };
+        let held = &self.held;
+        let lose = |name: &Name, entry: &mut Arc<Entry>| {
+            let has = |held: &Held| held.names.get(name) == Some(&entry.version);
+            if has(&gone) && !held.values().any(has) && matches!(entry.content, Content::Value(_)) {
+                let lost = Content::Lost(entry.as_lost(held_by));
+                Arc::make_mut(entry).content = lost;
+            }
+        };
+        for (name, entry) in &mut self.committed.entries {
+            lose(name, entry);
+        }
+        for delta in open {
+            for (name, entry) in &mut delta.entries {
+                if let Some(entry) = entry {
+                    lose(name, entry);
+                }
+            }
+        }
+    }
+
+    /// The workers that hold the version of `name` that is current in `view`; none if it is unknown or lost.
+    pub fn holders<'a>(
+        &'a self,
+        view: &'a Namespace,
+        name: &'a str,
+    ) -> impl Iterator<Item = WorkerId> + 'a {
+        let version = view.get(name).map(|entry| entry.version);
+        let has = move |held: &Held| version.is_some() && held.names.get(name) == version.as_ref();
+        self.held
+            .iter()
+            .filter(move |(_, held)| has(held))
+            .map(|(worker, _)| *worker)
+    }
+
+    fn holds(&self, worker: WorkerId, name: &Name, version: Version) -> bool {
+        self.held
+            .get(&worker)
+            .is_some_and(|held| held.names.get(name) == Some(&version))
     }
 
     /// What is known of a name; `None` if nobody has bound it, or it was deleted.
     pub fn look(&self, name: &Name) -> Option<Seen> {
-        let entry = self.entries.get(name)?;
-        let (how, type_name) = match &entry.content {
-            Content::Value(description) => ("made", &description.type_name),
-            Content::Definition(_, description) => ("defined", &description.type_name),
-            Content::Lost(lost) => ("made", &lost.type_name),
+        let entry = self.committed.get(name.as_str())?;
+        let (how, type_name, size) = match &entry.content {
+            Content::Value(description) => ("made", &description.type_name, description.size),
+            Content::Definition(_, description) => {
+                ("defined", &description.type_name, description.size)
+            }
+            Content::Lost(lost) => ("made", &lost.type_name, 0),
         };
-        let stale = self.stale.iter().filter(|(_, names)| names.contains(name));
+        let (mut holders, mut stale) = (Vec::new(), Vec::new());
+        for (worker, held) in &self.held {
+            match held.names.get(name) {
+                Some(version) if *version == entry.version => holders.push(*worker),
+                Some(_) => stale.push(*worker),
+                None => {}
+            }
+        }
         Some(Seen {
             type_name: type_name.clone(),
             how,
             made_by: entry.made_by,
-            holders: entry.holders.iter().copied().collect(),
-            stale: stale.map(|(worker, _)| *worker).collect(),
+            version: entry.version,
+            size,
+            holders,
+            stale,
         })
     }
 
-    /// How many of `names` the worker holds as current values.
-    pub fn held(&self, worker: WorkerId, names: &BTreeSet<Name>) -> usize {
+    /// About how many bytes of `names` the worker holds as current values, at least one each.
+    pub fn weight(&self, view: &Namespace, worker: WorkerId, names: &BTreeSet<Name>) -> u64 {
         names
             .iter()
-            .filter_map(|name| self.entries.get(name))
-            .filter(|entry| {
-                matches!(entry.content, Content::Value(_)) && entry.holders.contains(&worker)
+            .filter_map(|name| Some((name, view.get(name.as_str())?)))
+            .filter(|(name, entry)| self.holds(worker, name, entry.version))
+            .map(|(_, entry)| match &entry.content {
+                Content::Value(description) => description.size.max(1),
+                _ => 0,
             })
-            .count()
+            .sum()
+    }
+
+    /// How large the value of a name is, in bytes, as far as its worker could tell.
+    pub fn size(&self, view: &Namespace, name: &Name) -> u64 {
+        view.get(name.as_str())
+            .and_then(|entry| entry.description())
+            .map_or(0, |description| description.size)
+    }
+}
+
+/// Notes which versions the definitions just recorded were evaluated with.
+fn note_needs(view: &Namespace, delta: &mut Delta, definitions: &[Definition], cell: &Arc<str>) {
+    for name in definitions
+        .iter()
+        .flat_map(|definition| &definition.binds)
+    {
+        let Some(Some(entry)) = delta.entries.get(name) else {
+            continue;
+        };
+        let Content::Definition(chain, _) = &entry.content else {
+            continue;
+        };
+        let Some(last) = chain.last().filter(|last| Arc::ptr_eq(&last.cell, cell)) else {
+            continue;
+        };
+        let version = |need: &Name| {
+            let entry = match delta.entries.get(need) {
+                Some(entry) => entry.as_ref(),
+                None => view.get(need.as_str()),
+            };
+            Some((need.clone(), entry?.version))
+        };
+        let needs: BTreeMap<Name, Version> = last
+            .definition
+            .needs_now
+            .iter()
+            .filter_map(version)
+            .collect();
+        if needs.is_empty() {
+            continue;
+        }
+        let noted = Arc::new(Defined {
+            needs,
+            ..Defined::clone(last)
+        });
+        let mut entry = Entry::clone(entry);
+        if let Content::Definition(chain, _) = &mut entry.content
+            && let Some(last) = chain.last_mut()
+        {
+            *last = noted;
+        }
+        delta.describe(name, entry);
     }
 }
 
 /// `_`, `__` and `___` stand for the last results and are worked out from them.
 fn is_alias_of_result(name: &Name) -> bool {
     matches!(name.as_str(), "_" | "__" | "___")
-}
-
-fn is_from_import(definition: &Definition) -> bool {
-    definition.source.trim_start().starts_with("from")
 }
 
 /// The count in `_12`.

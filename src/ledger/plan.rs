@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use cellferry_wire::protocol::WorkerId;
 
-use super::{Content, Defined, Description, Entry, Ledger, Lost};
+use super::namespace::{Content, Entry, Namespace, Version};
+use super::{Defined, Description, Ledger, Lost};
 use crate::analysis::DefinitionKind;
 use crate::name::Name;
 
@@ -25,6 +26,8 @@ pub struct Needed {
 pub struct Put {
     /// The names in it; they share objects.
     pub names: BTreeMap<Name, Description>,
+    /// Which versions they are.
+    pub versions: BTreeMap<Name, Version>,
     /// Names that must stand before it can be unpickled.
     pub needs: BTreeSet<Name>,
     /// Which transfer brings it.
@@ -53,6 +56,10 @@ pub struct Plan {
     pub drops: Vec<Name>,
     /// All names that the cell may read or change, through any depth.
     pub touched: BTreeSet<Name>,
+    /// Whether it may reach any name, even ones that are not bound yet.
+    pub everything: bool,
+    /// Names that exist but that no worker has at the moment.
+    pub absent: BTreeSet<Name>,
     /// Names that the cell must have and that nobody holds any more.
     pub lost: Vec<(Name, Lost)>,
     /// Last results, if the cell reads `_`, `__`, `___` or `Out`: names like `_3`, latest first.
@@ -67,18 +74,22 @@ impl Plan {
 }
 
 impl Ledger {
-    /// Plans a cell on `worker`. `arrived` are the values taken for it so far; `skipped` are
-    /// names that turned out not to be carriable and that it can do without.
-    pub fn plan(
+    /// Plans a cell on `worker` with the names as in `view`. `arrived` are the values taken for it so
+    /// far; `skipped` are names that turned out not to be carriable and that it can do without;
+    /// of several holders the one with the lowest `cost` gives a value.
+    pub fn plan<C: Ord>(
         &self,
+        view: &Namespace,
         worker: WorkerId,
         needed: &Needed,
         arrived: &[Put],
         skipped: &BTreeSet<Name>,
+        cost: impl Fn(WorkerId) -> C,
     ) -> Plan {
         let mut plan = Plan::default();
         let mut wanted = Wanted {
             ledger: self,
+            view,
             names: BTreeSet::new(),
             everything: false,
         };
@@ -86,7 +97,8 @@ impl Ledger {
             wanted.add(name);
         }
         if needed.everything || wanted.everything {
-            for name in self.entries.keys() {
+            plan.everything = true;
+            for name in view.entries.keys() {
                 wanted.add(name);
             }
         }
@@ -95,12 +107,12 @@ impl Ledger {
             .any(|name| wanted.names.contains(*name))
         {
             let all = wanted.names.contains("Out") || wanted.names.contains("_oh");
-            let last = self.last_results();
-            let counts = if all { &self.results } else { &last };
+            let last = view.last_results();
+            let counts = if all { &view.results } else { &last };
             for count in counts {
                 wanted.add(&result_name(*count));
             }
-            if self.shown.get(&worker).is_none_or(|shown| *shown != last) {
+            if self.held.get(&worker).is_none_or(|held| held.shown != last) {
                 plan.results = last.iter().copied().map(result_name).collect();
             }
         }
@@ -114,11 +126,15 @@ impl Ledger {
             .iter()
             .flat_map(|put| put.names.keys().map(move |name| (name, put)))
             .collect();
+        let holder = |name: &Name| {
+            self.holders(view, name.as_str())
+                .min_by_key(|holder| cost(*holder))
+        };
         for name in &plan.touched {
-            let Some(entry) = self.entries.get(name) else {
+            let Some(entry) = view.get(name.as_str()) else {
                 continue;
             };
-            if entry.holders.contains(&worker)
+            if self.holds(worker, name, entry.version)
                 || carried.contains_key(name)
                 || skipped.contains(name)
             {
@@ -126,8 +142,10 @@ impl Ledger {
             }
             match &entry.content {
                 Content::Value(_) => {
-                    if let Some(holder) = entry.holders.first() {
-                        plan.takes.entry(*holder).or_default().insert(name.clone());
+                    if let Some(holder) = holder(name) {
+                        plan.takes.entry(holder).or_default().insert(name.clone());
+                    } else {
+                        plan.absent.insert(name.clone());
                     }
                 }
                 Content::Lost(lost) => {
@@ -136,30 +154,35 @@ impl Ledger {
                     }
                 }
                 Content::Definition(chain, _) => {
-                    if self.replayable(chain) {
+                    if view.replayable(chain) {
                         continue;
                     }
-                    if let Some(holder) = entry.holders.first() {
-                        plan.takes.entry(*holder).or_default().insert(name.clone());
-                    } else if needed.must.contains(name) {
-                        plan.lost.push((name.clone(), entry.as_lost()));
+                    if let Some(holder) = holder(name) {
+                        plan.takes.entry(holder).or_default().insert(name.clone());
+                    } else {
+                        plan.absent.insert(name.clone());
+                        if needed.must.contains(name) {
+                            plan.lost.push((name.clone(), entry.as_lost("a target")));
+                        }
                     }
                 }
             }
         }
-        self.definitions_first(worker, &mut plan);
-        self.together(arrived, &mut plan);
+        self.definitions_first(view, worker, &mut plan);
+        together(view, arrived, &mut plan);
         if plan.takes.is_empty() {
             let mut order = Order {
                 ledger: self,
+                view,
                 worker,
                 carried,
                 done: BTreeSet::new(),
                 puts: BTreeSet::new(),
                 steps: Vec::new(),
             };
-            for (setting, holders) in &self.settings {
-                if !holders.contains(&worker) {
+            let replayed = self.held.get(&worker).map(|held| &held.settings);
+            for (place, setting) in view.settings.iter().enumerate() {
+                if !replayed.is_some_and(|replayed| replayed.contains(&place)) {
                     order.steps.push(Step::Define(setting.clone()));
                 }
             }
@@ -168,40 +191,24 @@ impl Ledger {
             }
             plan.steps = order.steps;
         }
-        if let Some(stale) = self.stale.get(&worker) {
-            let coming = |name: &&Name| !carried_or_defined(&plan.steps, name);
-            plan.drops = stale.iter().filter(coming).cloned().collect();
-        }
+        plan.drops = self.stale(view, worker).into_iter().collect();
+        plan.drops
+            .retain(|name| !carried_or_defined(&plan.steps, name));
         plan
-    }
-
-    /// Values that refer to each other by name, such as a class and those derived from it, must be in one pickle.
-    fn together(&self, arrived: &[Put], plan: &mut Plan) {
-        for put in arrived {
-            for names in plan.takes.values_mut() {
-                let classes = |name: &Name| {
-                    self.entries.get(name).is_some_and(Entry::is_callable) && names.contains(name)
-                };
-                if put.needs.iter().any(classes) {
-                    names.extend(put.names.keys().cloned());
-                    plan.again.insert(put.transfer);
-                }
-            }
-        }
     }
 
     /// What replayed definitions evaluate is taken by itself: a pickle with instances of a class in
     /// it needs the class, which may need another name of the same pickle.
-    fn definitions_first(&self, worker: WorkerId, plan: &mut Plan) {
+    fn definitions_first(&self, view: &Namespace, worker: WorkerId, plan: &mut Plan) {
         let replayed = plan
             .touched
             .iter()
-            .filter_map(|name| match self.entries.get(name) {
+            .filter_map(|name| match view.get(name.as_str()).map(Arc::as_ref) {
                 Some(Entry {
                     content: Content::Definition(chain, _),
-                    holders,
+                    version,
                     ..
-                }) if !holders.contains(&worker) && self.replayable(chain) => Some(chain),
+                }) if !self.holds(worker, name, *version) && view.replayable(chain) => Some(chain),
                 _ => None,
             });
         let first: BTreeSet<&Name> = replayed
@@ -214,6 +221,21 @@ impl Ledger {
                 names.retain(is_first);
             }
             plan.takes.retain(|_, names| !names.is_empty());
+        }
+    }
+}
+
+/// Values that refer to each other by name, such as a class and those derived from it, must be in one pickle.
+fn together(view: &Namespace, arrived: &[Put], plan: &mut Plan) {
+    for put in arrived {
+        for names in plan.takes.values_mut() {
+            let classes = |name: &Name| {
+                view.get(name.as_str()).is_some_and(|entry| entry.is_callable()) && names.contains(name)
+            };
+            if put.needs.iter().any(classes) {
+                names.extend(put.names.keys().cloned());
+                plan.again.insert(put.transfer);
+            }
         }
     }
 }
@@ -232,6 +254,7 @@ fn carried_or_defined(steps: &[Step], name: &Name) -> bool {
 /// The closure of names over what definitions and values refer to.
 struct Wanted<'a> {
     ledger: &'a Ledger,
+    view: &'a Namespace,
     names: BTreeSet<Name>,
     /// Whether a function may reach any name.
     everything: bool,
@@ -244,13 +267,19 @@ impl Wanted<'_> {
             if !self.names.insert(name.clone()) {
                 continue;
             }
-            let Some(entry) = self.ledger.entries.get(&name) else {
+            let Some(entry) = self.view.get(name.as_str()) else {
                 continue;
             };
+            if let Some(kin) = self.ledger.kin.get(&entry.version) {
+                let same = |(name, version): &(&Name, &Version)| {
+                    self.view.version(name).as_ref() == Some(*version)
+                };
+                open.extend(kin.iter().filter(same).map(|(name, _)| name.clone()));
+            }
             if entry.is_callable() {
                 // What was set on it since it was defined.
                 let state = Name::from(format!("{name}.").as_str());
-                if self.ledger.entries.contains_key(&state) {
+                if self.view.get(state.as_str()).is_some() {
                     open.push(state);
                 }
             }
@@ -275,6 +304,7 @@ impl Wanted<'_> {
 /// Puts definitions and values in an order in which each finds what it needs.
 struct Order<'a> {
     ledger: &'a Ledger,
+    view: &'a Namespace,
     worker: WorkerId,
     carried: BTreeMap<&'a Name, &'a Put>,
     done: BTreeSet<Name>,
@@ -298,13 +328,13 @@ impl Order<'_> {
         }
         let Some(Entry {
             content: Content::Definition(chain, _),
-            holders,
+            version,
             ..
-        }) = self.ledger.entries.get(name)
+        }) = self.view.get(name.as_str()).map(Arc::as_ref)
         else {
             return;
         };
-        if holders.contains(&self.worker) || !self.ledger.replayable(chain) {
+        if self.ledger.holds(self.worker, name, *version) || !self.view.replayable(chain) {
             return;
         }
         for defined in chain.clone() {

@@ -1,0 +1,245 @@
+//! The notebook's names at one point of program order: which version each has, whoever holds it.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Defined, Description, Kind, Lost};
+use crate::analysis::DefinitionKind;
+use crate::name::Name;
+
+/// One binding of a name, or one state of a value that has been changed in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(pub u64);
+
+/// What a version of a name is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    Value(Description),
+    /// Replayed as source, in order: several only for imports of one package's submodules.
+    Definition(Vec<Arc<Defined>>, Description),
+    /// Its only holder died.
+    Lost(Lost),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) content: Content,
+    /// The execution count of the run that bound it.
+    pub(super) made_by: u32,
+    pub(super) version: Version,
+}
+
+impl Entry {
+    pub(super) fn description(&self) -> Option<&Description> {
+        match &self.content {
+            Content::Value(description) | Content::Definition(_, description) => Some(description),
+            Content::Lost(_) => None,
+        }
+    }
+
+    /// Whether it is a class or function, whose state is carried under a name of its own.
+    pub(super) fn is_callable(&self) -> bool {
+        self.description().is_some_and(|description| {
+            matches!(description.kind, Kind::Class | Kind::Function)
+                || matches!(self.content, Content::Definition(..))
+        })
+    }
+
+    /// What to say when nobody holds it any more.
+    pub(super) fn as_lost(&self, held_by: &str) -> Lost {
+        Lost {
+            type_name: self
+                .description()
+                .map_or_else(String::new, |description| description.type_name.clone()),
+            made_by: self.made_by,
+            held_by: held_by.to_owned(),
+        }
+    }
+
+    /// Whether it can change in place.
+    pub(super) fn can_change(&self) -> bool {
+        matches!(&self.content, Content::Value(description) if description.kind == Kind::Value)
+    }
+}
+
+/// `_`, `__` and `___`.
+const UNDERSCORES: usize = 3;
+
+/// All names and their versions.
+#[derive(Clone, Debug, Default)]
+pub struct Namespace {
+    pub(super) entries: BTreeMap<Name, Arc<Entry>>,
+    /// Configuration magics, in order.
+    pub(super) settings: Vec<Arc<Defined>>,
+    /// Execution counts of the cells that had a result, in order: what `_`, `__` and `___` mean.
+    pub(super) results: Vec<u32>,
+}
+
+/// What one run changed.
+#[derive(Clone, Debug, Default)]
+pub struct Delta {
+    /// Names with a new entry; `None` for those deleted.
+    pub(super) entries: BTreeMap<Name, Option<Arc<Entry>>>,
+    pub(super) settings: Vec<Arc<Defined>>,
+    pub(super) results: Vec<u32>,
+    /// Names that mean something else than before: bound, deleted or perhaps changed in place.
+    written: BTreeSet<Name>,
+}
+
+impl Delta {
+    /// Names that mean something else than before: bound, deleted or perhaps changed in place.
+    pub fn written(&self) -> &BTreeSet<Name> {
+        &self.written
+    }
+
+    pub(super) fn set(&mut self, name: &Name, entry: Entry) {
+        self.written.insert(name.clone());
+        self.entries.insert(name.clone(), Some(Arc::new(entry)));
+    }
+
+    pub(super) fn delete(&mut self, name: &Name) {
+        self.written.insert(name.clone());
+        self.entries.insert(name.clone(), None);
+    }
+
+    /// The same version, better described.
+    pub(super) fn describe(&mut self, name: &Name, entry: Entry) {
+        self.entries.insert(name.clone(), Some(Arc::new(entry)));
+    }
+}
+
+impl Namespace {
+    pub(super) fn get(&self, name: &str) -> Option<&Arc<Entry>> {
+        self.entries.get(name)
+    }
+
+    /// The namespace after further runs, in program order.
+    pub fn with<'a>(&self, deltas: impl IntoIterator<Item = &'a Delta>) -> Cow<'_, Self> {
+        let mut after = Cow::Borrowed(self);
+        for delta in deltas {
+            after.to_mut().apply(delta);
+        }
+        after
+    }
+
+    pub(super) fn apply(&mut self, delta: &Delta) {
+        for (name, entry) in &delta.entries {
+            match entry {
+                Some(entry) => self.entries.insert(name.clone(), entry.clone()),
+                None => self.entries.remove(name),
+            };
+        }
+        self.settings.extend(delta.settings.iter().cloned());
+        self.results.extend(&delta.results);
+    }
+
+    /// The names of values among `names` that can change in place.
+    pub fn changeable(&self, names: &BTreeSet<Name>) -> BTreeSet<Name> {
+        let changeable =
+            |name: &&Name| self.get(name.as_str()).is_some_and(|entry| entry.can_change());
+        names.iter().filter(changeable).cloned().collect()
+    }
+
+    /// The version of a name, if it is bound.
+    pub fn version(&self, name: &Name) -> Option<Version> {
+        Some(self.get(name.as_str())?.version)
+    }
+
+    /// The counts that `_`, `__` and `___` stand for, latest first.
+    pub(super) fn last_results(&self) -> Vec<u32> {
+        self.results
+            .iter()
+            .rev()
+            .take(UNDERSCORES)
+            .copied()
+            .collect()
+    }
+
+    /// Whether running the definition's source again would make the same: what it evaluates is
+    /// still as it was, and cannot have changed in place.
+    pub(super) fn replayable(&self, chain: &[Arc<Defined>]) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut open: Vec<&[Arc<Defined>]> = vec![chain];
+        while let Some(chain) = open.pop() {
+            for defined in chain {
+                for name in &defined.definition.needs_now {
+                    match (defined.needs.get(name), self.get(name.as_str())) {
+                        (None, None) => {}
+                        (Some(version), Some(entry)) if entry.version == *version => {
+                            match &entry.content {
+                                Content::Definition(chain, _) => {
+                                    if seen.insert(name) {
+                                        open.push(chain);
+                                    }
+                                }
+                                // A class that travels may refer to those derived from it.
+                                Content::Value(description)
+                                    if !matches!(description.kind, Kind::Value | Kind::Class) => {}
+                                Content::Value(_) | Content::Lost(_) => return false,
+                            }
+                        }
+                        _ => return false,
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// What `name` becomes when a cell binds it.
+    pub(super) fn content_of(
+        &self,
+        name: &Name,
+        description: Description,
+        number: u32,
+        cell: &Arc<str>,
+        definitions: &[crate::analysis::Definition],
+    ) -> Content {
+        let Some(definition) = definitions
+            .iter()
+            .rev()
+            .find(|definition| definition.binds.contains(name))
+        else {
+            return Content::Value(description);
+        };
+        let replayable = match definition.kind {
+            DefinitionKind::Import => {
+                description.kind == Kind::Module || is_from_import(definition)
+            }
+            DefinitionKind::Class => description.kind == Kind::Class,
+            // What a decorator makes may carry a state of its own; a cache can be filled again.
+            DefinitionKind::Function => {
+                !definition.decorated || description.type_name == "functools._lru_cache_wrapper"
+            }
+            DefinitionKind::Magic | DefinitionKind::Future => false,
+        };
+        if !replayable || definition.outdated {
+            return Content::Value(description);
+        }
+        let defined = Arc::new(Defined {
+            definition: definition.clone(),
+            cell: cell.clone(),
+            number,
+            needs: BTreeMap::new(),
+        });
+        let mut chain = vec![defined];
+        if definition.kind == DefinitionKind::Import
+            && description.kind == Kind::Module
+            && let Some(Content::Definition(earlier, _)) =
+                self.get(name.as_str()).map(|entry| &entry.content)
+        {
+            let same = |other: &Arc<Defined>| {
+                other.definition.kind == DefinitionKind::Import
+                    && other.definition.binds == definition.binds
+                    && other.definition.source != definition.source
+            };
+            chain.splice(0..0, earlier.iter().filter(|other| same(other)).cloned());
+        }
+        Content::Definition(chain, description)
+    }
+}
+
+fn is_from_import(definition: &crate::analysis::Definition) -> bool {
+    definition.source.trim_start().starts_with("from")
+}
