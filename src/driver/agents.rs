@@ -410,6 +410,20 @@ impl Agents {
         )
     }
 
+    /// A worker could not take back what a cell did that ran before its turn.
+    pub fn undo_problem(&self, worker: WorkerId, exception: &str) -> Problem {
+        let target = self
+            .workers
+            .get(&worker)
+            .map_or("?", |place| &*place.target);
+        Problem::new(
+            "WorkerError",
+            format!(
+                "the worker of `{target}` could not take back a cell that had run before its turn, and was stopped: {exception}"
+            ),
+        )
+    }
+
     /// Ends all agents and their workers, and removes all files.
     pub async fn shutdown(self) {
         let mut endings = Vec::new();

@@ -1,18 +1,18 @@
 //! Reads what a client asks to execute: the request, its metadata from wherever it stands, the analysis.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::analysis::{Analysis, Read, python};
 use crate::cell::{self, Workflow};
 use crate::graph::{Access, Accesses};
 use crate::ledger::Needed;
 use crate::name::Name;
-use crate::notebook::{self, Notebook, Parent, locate};
+use crate::notebook::{self, FileCell, Notebook, Parent, locate};
 use crate::session::{Asked, Cell, HOME, Problem, Request, TargetName};
 use crate::target::config::{ConfigError, Target, Targets};
 
@@ -25,6 +25,8 @@ pub struct Cells {
     notebook: Option<Notebook>,
     folder: PathBuf,
     accesses: Accesses,
+    /// How many workers each target may have.
+    limits: HashMap<TargetName, u32>,
 }
 
 #[derive(Deserialize)]
@@ -103,6 +105,7 @@ impl Cells {
             notebook: path.map(Notebook::new),
             folder,
             accesses: Accesses::default(),
+            limits: HashMap::new(),
         }
     }
 
@@ -152,7 +155,8 @@ impl Cells {
         let content = ExecuteRequest::read(&asked.message.content)?;
         let metadata: Value = serde_json::from_slice(&asked.message.metadata).unwrap_or_default();
         let mut problem = None;
-        let workflow = match self.workflow(&content, metadata, content.silent) {
+        let told = self.told(&content, metadata);
+        let workflow = match workflow(&told.metadata, &content) {
             Ok(workflow) => workflow,
             Err(error) => {
                 problem = Some(error);
@@ -177,8 +181,14 @@ impl Cells {
             .as_ref()
             .and_then(|workflow| workflow.target.as_ref())
             .map_or(HOME, cell::Target::name);
+        let target = TargetName::from(target);
         let cell = Cell {
-            target: TargetName::from(target),
+            workers: self.limit(&target),
+            target,
+            called: told.called().map(str::to_owned).collect(),
+            after: workflow
+                .as_ref()
+                .map_or_else(Vec::new, |workflow| workflow.after.clone()),
             needed: needed(&analysis, workflow.as_ref()),
             access: if content.silent {
                 Access::default()
@@ -198,45 +208,54 @@ impl Cells {
         Ok((request, cell))
     }
 
-    /// The metadata of the request, else that of the notebook's file; the source's own lines win over both.
-    fn workflow(
-        &mut self,
-        content: &ExecuteRequest,
-        metadata: Value,
-        silent: bool,
-    ) -> Result<Option<Workflow>, Problem> {
-        if silent {
-            return Ok(None);
-        }
-        let wrong =
-            |errors: Vec<cell::MetadataError>| Problem::new("MetadataError", cell::report(&errors));
+    /// The metadata of the request, else that of the notebook's file.
+    fn told(&mut self, content: &ExecuteRequest, metadata: Value) -> FileCell {
+        let id = metadata.get("cellId").and_then(Value::as_str);
+        let id = id.map(str::to_owned);
         let has_cell = metadata
             .as_object()
             .is_some_and(|map| map.keys().any(|key| key != "cellId"));
-        let told = if !content.workflow.is_null() {
-            Value::Object(Map::from_iter([(
-                "workflow".to_owned(),
-                content.workflow.clone(),
-            )]))
-        } else if metadata.get("workflow").is_some() || has_cell {
-            metadata
-        } else {
-            let id = metadata.get("cellId").and_then(Value::as_str);
-            match self
-                .notebook
-                .as_mut()
-                .map(|notebook| notebook.metadata_of(id, &content.code))
-            {
-                Some(Ok(Some(found))) => found,
-                Some(Err(error)) => {
-                    tracing::warn!("{error}");
-                    Value::Null
-                }
-                Some(Ok(None)) | None => Value::Null,
-            }
+        let mut told = FileCell {
+            id,
+            source: content.code.clone(),
+            metadata: Value::Null,
         };
-        cell::resolve(&told, &content.code, COMMENT).map_err(wrong)
+        if content.silent {
+            return told;
+        }
+        if !content.workflow.is_null() {
+            told.metadata = json!({"workflow": content.workflow});
+        } else if has_cell {
+            told.metadata = metadata;
+        } else if let Some(notebook) = &mut self.notebook {
+            match notebook.cell_of(told.id.as_deref(), &content.code) {
+                Ok(Some(found)) => told = found,
+                Ok(None) => {}
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        told
     }
+
+    /// How many workers a target may have.
+    fn limit(&mut self, target: &TargetName) -> u32 {
+        if let Some(limit) = self.limits.get(target) {
+            return *limit;
+        }
+        let limit = self.target(target).map_or(1, |target| target.workers.get());
+        self.limits.insert(target.clone(), limit);
+        limit
+    }
+}
+
+/// The workflow metadata of a cell; the source's own lines win over what is told of it.
+fn workflow(told: &Value, content: &ExecuteRequest) -> Result<Option<Workflow>, Problem> {
+    if content.silent {
+        return Ok(None);
+    }
+    let wrong =
+        |errors: Vec<cell::MetadataError>| Problem::new("MetadataError", cell::report(&errors));
+    cell::resolve(told, &content.code, COMMENT).map_err(wrong)
 }
 
 /// What the cell must have, and what it may read.

@@ -11,7 +11,7 @@ mod orders;
 mod parent;
 mod values;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -81,6 +81,8 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         values: Values::default(),
         comms: Comms::default(),
         running: HashMap::new(),
+        held: HashMap::new(),
+        discarded: HashSet::new(),
         shown: HashMap::new(),
         asking: None,
         warm: false,
@@ -135,8 +137,12 @@ struct Driver {
     agents: Agents,
     values: Values,
     comms: Comms,
-    /// Runs in a worker, by the `msg_id` of the client's request, which the worker sees as parent.
-    running: HashMap<String, RunId>,
+    /// Runs in a worker, by the `msg_id` of the request that the worker got and sees as parent.
+    running: HashMap<(WorkerId, String), RunId>,
+    /// What runs say that have not their turn: it is held back.
+    held: HashMap<RunId, Vec<(WorkerId, Channel, Message)>>,
+    /// Runs that have been taken back: nothing that they still say is shown.
+    discarded: HashSet<RunId>,
     /// The client's request that each worker saw last: output without a request of its own is shown there.
     shown: HashMap<WorkerId, Bytes>,
     /// The worker that asked for input last.
@@ -378,6 +384,7 @@ impl Driver {
     async fn gone(&mut self, worker: WorkerId, problem: Problem) {
         self.agents.forget(worker);
         self.shown.remove(&worker);
+        self.running.retain(|(other, _), _| *other != worker);
         if self.asking == Some(worker) {
             self.asking = None;
         }
@@ -395,7 +402,7 @@ impl Driver {
         };
         let parent = message.parse_parent().unwrap_or_default();
         let ours = parent.session == self.author.session();
-        let run = self.running.get(&parent.msg_id).copied();
+        let run = self.run_of(worker, &parent.msg_id);
         match (header.msg_type.as_str(), run) {
             ("status", Some(run)) => {
                 #[derive(Deserialize)]
@@ -429,8 +436,7 @@ impl Driver {
             }
             ("iopub_welcome" | "shutdown_reply", _) => return,
             ("status" | "execute_input", None) if ours || parent.msg_id.is_empty() => return,
-            ("comm_open", _) => self.comms.opened(&message.content, worker),
-            ("comm_close", _) => self.comms.closed(&message.content),
+            ("execute_input", Some(run)) => self.handle(Event::Began(worker, run)).await,
             _ => {}
         }
         if ours {
@@ -440,6 +446,41 @@ impl Driver {
             }
         }
         message.identities = vec![Bytes::from(header.msg_type)];
+        match run {
+            Some(run) => self.say(run, worker, Channel::Iopub, message),
+            None => self.show(None, worker, message),
+        }
+    }
+
+    /// The run, not yet closed or discarded, that the worker speaks of.
+    fn run_of(&self, worker: WorkerId, msg_id: &str) -> Option<RunId> {
+        let run = *self.running.get(&(worker, msg_id.to_owned()))?;
+        let known = self.discarded.contains(&run) || self.session.request(run).is_some();
+        known.then_some(run)
+    }
+
+    /// Something that a run says: shown now, later, or never.
+    fn say(&mut self, run: RunId, worker: WorkerId, channel: Channel, message: Message) {
+        if self.discarded.contains(&run) {
+            return;
+        }
+        match (self.held.get_mut(&run), channel) {
+            (Some(held), _) => held.push((worker, channel, message)),
+            (None, Channel::Stdin) => self.ask_for_input(run, worker, message),
+            (None, _) => self.show(Some(run), worker, message),
+        }
+    }
+
+    /// Passes a worker's output on, under the cell that the client knows.
+    fn show(&mut self, run: Option<RunId>, worker: WorkerId, mut message: Message) {
+        if let Some(asked) = run.and_then(|run| self.session.request(run)) {
+            message.parent_header = asked.message.header.clone();
+        }
+        match message.identities.first().map(Bytes::as_ref) {
+            Some(b"comm_open") => self.comms.opened(&message.content, worker),
+            Some(b"comm_close") => self.comms.closed(&message.content),
+            _ => {}
+        }
         self.publish(message);
     }
 
@@ -453,7 +494,7 @@ impl Driver {
             return;
         }
         if let (Some(run), "execute_reply") = (
-            self.running.get(&parent.msg_id).copied(),
+            self.run_of(worker, &parent.msg_id),
             header.msg_type.as_str(),
         ) {
             let content = message.parse_content::<ReplyContent>();
@@ -493,7 +534,12 @@ impl Driver {
     ) {
         match header.msg_type.as_str() {
             "cellferry_reply" => {
-                if let Some((transfer, taken)) = self.values.taken(&parent.msg_id, message) {
+                if let Some(failure) = values::failed_undo(&message) {
+                    // What it has now is nobody's.
+                    let problem = self.agents.undo_problem(worker, &failure);
+                    self.agents.stop(worker);
+                    self.gone(worker, problem).await;
+                } else if let Some((transfer, taken)) = self.values.taken(&parent.msg_id, message) {
                     self.handle(Event::Taken(transfer, taken)).await;
                 }
             }
@@ -517,16 +563,19 @@ impl Driver {
         }
     }
 
-    fn input_request(&mut self, worker: WorkerId, mut message: Message) {
+    fn input_request(&mut self, worker: WorkerId, message: Message) {
         let parent = message.parse_parent().unwrap_or_default();
-        let Some(asked) = self
-            .running
-            .get(&parent.msg_id)
-            .and_then(|run| self.session.request(*run))
-        else {
-            tracing::warn!("worker {} asks for input outside a cell", worker.0);
+        match self.run_of(worker, &parent.msg_id) {
+            Some(run) => self.say(run, worker, Channel::Stdin, message),
+            None => tracing::warn!("worker {} asks for input outside a cell", worker.0),
+        }
+    }
+
+    fn ask_for_input(&mut self, run: RunId, worker: WorkerId, mut message: Message) {
+        let Some(asked) = self.session.request(run) else {
             return;
         };
+        message.parent_header = asked.message.header.clone();
         message.identities = asked.message.identities.clone();
         self.asking = Some(worker);
         self.outbox.send(cellferry_kernel::Channel::Stdin, message);
@@ -566,20 +615,30 @@ impl Driver {
                 ));
             }
             Effect::Answer(asked, answer) => self.answer_ourselves(&asked, &answer),
-            Effect::Reply(asked, message) => {
-                self.running.remove(&asked.header.msg_id);
+            Effect::Reply(asked, mut message) => {
+                message.parent_header = asked.message.header.clone();
                 self.send(&asked, *message);
             }
             Effect::Run(worker, run, orders) => {
-                self.running
-                    .insert(orders.request.header.msg_id.clone(), run);
-                self.shown
-                    .insert(worker, orders.request.message.header.clone());
+                let (session, discarded) = (&self.session, &self.discarded);
+                self.running.retain(|_, run| {
+                    discarded.contains(run) || session.request(*run).is_some()
+                });
+                let msg_id = orders.request.header.msg_id.clone();
+                if let Some(before) = self.running.insert((worker, msg_id), run) {
+                    self.discarded.remove(&before);
+                }
+                if orders.keep.is_some() {
+                    self.held.insert(run, Vec::new());
+                } else {
+                    self.shown
+                        .insert(worker, orders.request.message.header.clone());
+                }
                 if let (Some(count), Some(target)) = (orders.count, self.agents.target(worker)) {
                     let carried = orders.carried();
                     tracing::info!("cell [{count}] runs on `{target}`{carried}");
                 }
-                let parts = orders::execute_parts(*orders, &mut self.values);
+                let parts = orders::execute_parts(run, *orders, &mut self.values);
                 self.agents.send(
                     worker,
                     ToAgent::Send {
@@ -594,6 +653,7 @@ impl Driver {
                 worker,
                 names,
                 stale,
+                ignored,
                 reader,
             } => {
                 let reader = reader.and_then(|reader| self.agents.pid(reader));
@@ -601,7 +661,7 @@ impl Driver {
                     &self.author,
                     transfer,
                     &names,
-                    &stale,
+                    (&stale, &ignored),
                     reader,
                     &mut self.agents,
                 );
@@ -618,6 +678,24 @@ impl Driver {
                 }
             }
             Effect::Release(transfers) => self.values.release(&transfers),
+            Effect::Show(run) => {
+                let asked = self.session.request(run);
+                let header = asked.map(|asked| asked.message.header.clone());
+                for (worker, channel, message) in self.held.remove(&run).unwrap_or_default() {
+                    if let Some(header) = &header {
+                        self.shown.insert(worker, header.clone());
+                    }
+                    self.say(run, worker, channel, message);
+                }
+            }
+            Effect::Discard(run) => {
+                self.held.remove(&run);
+                self.discarded.insert(run);
+            }
+            Effect::Undo(worker, run) => self.request(worker, &json!({"verb": "undo", "run": run.0})),
+            Effect::Settle(worker, run) => {
+                self.request(worker, &json!({"verb": "settle", "run": run.0}))
+            }
             Effect::Interrupt(worker) => self.agents.send(worker, ToAgent::Interrupt { worker }),
             Effect::PassOn(worker, asked) => {
                 if asked.header.msg_type == "comm_open" {
@@ -634,22 +712,25 @@ impl Driver {
                 );
             }
             Effect::History(worker, cells) => {
-                let content = json!({"verb": "inputs", "cells": cells});
-                let message = self.author.message("cellferry_request", None, &content);
-                self.agents.send(
-                    worker,
-                    ToAgent::Send {
-                        worker,
-                        channel: Channel::Shell,
-                        parts: parts(message),
-                    },
-                );
+                self.request(worker, &json!({"verb": "inputs", "cells": cells}))
             }
         }
     }
 
+    /// Asks the helper in a worker for something that has no result.
+    fn request(&mut self, worker: WorkerId, content: &serde_json::Value) {
+        let message = self.author.message("cellferry_request", None, content);
+        self.agents.send(
+            worker,
+            ToAgent::Send {
+                worker,
+                channel: Channel::Shell,
+                parts: parts(message),
+            },
+        );
+    }
+
     fn answer_ourselves(&mut self, asked: &Asked, answer: &Answer) {
-        self.running.remove(&asked.header.msg_id);
         let reply = asked.header.msg_type.replace("_request", "_reply");
         match answer {
             Answer::Failed(problem, count) => {

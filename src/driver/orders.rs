@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::values::Values;
 use crate::analysis::DefinitionKind;
 use crate::ledger::Step;
-use crate::session::Orders;
+use crate::session::{Orders, RunId};
 
 /// The helper that every Python worker gets, as source: one module.
 const HELPER: [&str; 2] = [
@@ -36,7 +36,7 @@ pub fn helper_message(author: &Author, paths: &[String]) -> Message {
 
 /// The client's request as the worker gets it: its own header, so that everything the worker
 /// says of it has the right parent, with our orders in the metadata.
-pub fn execute_parts(orders: Orders, values: &mut Values) -> Parts {
+pub fn execute_parts(run: RunId, orders: Orders, values: &mut Values) -> Parts {
     let request = &orders.request.message;
     let mut buffers = Vec::new();
     let mut actions = Vec::new();
@@ -67,7 +67,10 @@ pub fn execute_parts(orders: Orders, values: &mut Values) -> Parts {
         serde_json::from_slice(&request.metadata).unwrap_or_default();
     metadata.insert(
         "cellferry".to_owned(),
-        json!({"count": orders.count, "actions": actions, "touched": orders.touched}),
+        json!({
+            "count": orders.count, "actions": actions, "touched": orders.touched, "watched": orders.watched,
+            "keep": orders.keep, "run": run.0,
+        }),
     );
     let metadata = serde_json::to_vec(&metadata).unwrap_or_default();
     let mut parts = vec![

@@ -43,7 +43,11 @@ enum Reply {
         needs: BTreeSet<Name>,
         missing: BTreeSet<Name>,
         size: u64,
+        #[serde(default)]
+        kin: Vec<BTreeSet<Name>>,
         place: Place,
+        #[serde(default)]
+        segment: Option<PathBuf>,
         #[serde(default)]
         layout: Value,
     },
@@ -64,20 +68,35 @@ enum Place {
     Memory,
 }
 
+/// Why a worker could not go back to what it was, if this is its answer.
+pub fn failed_undo(message: &Message) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Reply {
+        #[serde(default)]
+        verb: String,
+        #[serde(default)]
+        message: String,
+        status: String,
+    }
+    let reply: Reply = message.parse_content().ok()?;
+    (reply.verb == "undo" && reply.status != "ok").then_some(reply.message)
+}
+
 impl Values {
-    /// The message that takes `names` from a worker, which drops what is stale there. `reader` is the
+    /// The message that takes `names` from a worker, which drops what is stale there and leaves out what is
+    /// ignored. `reader` is the
     /// process that may copy them straight from the worker's memory.
     pub fn take(
         &mut self,
         author: &Author,
         transfer: u64,
         names: &BTreeSet<Name>,
-        stale: &BTreeSet<Name>,
+        (stale, ignored): (&BTreeSet<Name>, &BTreeSet<Name>),
         reader: Option<u32>,
         agents: &mut Agents,
     ) -> Result<Message, String> {
         let path = agents.segment_dir()?.join(transfer.to_string());
-        let content = json!({"verb": "take", "names": names, "stale": stale, "segment": path, "reader": reader});
+        let content = json!({"verb": "take", "names": names, "stale": stale, "ignored": ignored, "segment": path, "reader": reader});
         let message = author.message("cellferry_request", None, &content);
         let header = message.parse_header().map_err(|error| error.to_string())?;
         self.asked.insert(header.msg_id, transfer);
@@ -103,9 +122,13 @@ impl Values {
                 needs,
                 missing,
                 size,
+                kin,
                 place,
+                segment,
                 layout,
             } => {
+                // It may have been released in the meantime.
+                self.segments.extend(segment.map(|path| (transfer, path)));
                 let payload = match place {
                     Place::Inline => Payload::Inline(message.buffers),
                     Place::Memory => Payload::Memory { layout },
@@ -120,6 +143,7 @@ impl Values {
                     needs,
                     missing,
                     size,
+                    kin,
                 }
             }
             Reply::Uncarriable { failed } => Taken::Uncarriable(failed),
@@ -132,7 +156,7 @@ impl Values {
     /// The action that puts a value, with its buffers appended to the message's.
     pub fn put_action(&mut self, put: &Put, buffers: &mut Vec<Bytes>) -> Value {
         let names: Vec<&Name> = put.names.keys().collect();
-        match self.taken.remove(&put.transfer) {
+        match self.taken.get(&put.transfer) {
             Some(Payload::Segment { path, layout }) => {
                 json!({"do": "put", "names": names, "place": "segment", "segment": path, "layout": layout})
             }
@@ -141,7 +165,7 @@ impl Values {
             }
             Some(Payload::Inline(parts)) => {
                 let action = json!({"do": "put", "names": names, "place": "inline", "first": buffers.len(), "count": parts.len()});
-                buffers.extend(parts);
+                buffers.extend(parts.iter().cloned());
                 action
             }
             None => json!({"do": "put", "names": names, "place": "nowhere"}),

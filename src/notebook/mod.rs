@@ -96,17 +96,14 @@ impl Notebook {
         &self.path
     }
 
-    /// The metadata of the cell that a request runs, if it is clear which one that is.
-    pub fn metadata_of(
+    /// The cell that a request runs, if it is clear which one that is.
+    pub fn cell_of(
         &mut self,
         cell_id: Option<&str>,
         source: &str,
-    ) -> Result<Option<Value>, NotebookError> {
+    ) -> Result<Option<FileCell>, NotebookError> {
         self.refresh()?;
-        Ok(self
-            .matcher
-            .find(cell_id, source)
-            .map(|cell| cell.metadata.clone()))
+        Ok(self.matcher.find(cell_id, source).cloned())
     }
 
     fn refresh(&mut self) -> Result<(), NotebookError> {

@@ -256,25 +256,25 @@ fn the_file_is_read_again_when_it_changes_and_faults_are_named() {
     let mut notebook = Notebook::new(path.clone());
     assert!(
         notebook
-            .metadata_of(None, "a")
+            .cell_of(None, "a")
             .unwrap_err()
             .to_string()
             .contains("cannot read")
     );
     write("one", "");
     assert_eq!(
-        notebook.metadata_of(None, "a\nb").unwrap(),
-        Some(json!({"t": "one"}))
+        notebook.cell_of(None, "a\nb").unwrap().unwrap().metadata,
+        json!({"t": "one"})
     );
     write("two", "longer");
     assert_eq!(
-        notebook.metadata_of(None, "a\nb").unwrap(),
-        Some(json!({"t": "two"}))
+        notebook.cell_of(None, "a\nb").unwrap().unwrap().metadata,
+        json!({"t": "two"})
     );
     std::fs::write(&path, "{\"nbformat\": 3}").unwrap();
     assert!(
         notebook
-            .metadata_of(None, "a")
+            .cell_of(None, "a")
             .unwrap_err()
             .to_string()
             .contains("nbformat is 3")
@@ -282,7 +282,7 @@ fn the_file_is_read_again_when_it_changes_and_faults_are_named() {
     std::fs::write(&path, "{\"cells\": [").unwrap();
     assert!(
         notebook
-            .metadata_of(None, "a")
+            .cell_of(None, "a")
             .unwrap_err()
             .to_string()
             .contains("not a notebook")

@@ -152,6 +152,8 @@ pub enum Taken {
         missing: BTreeSet<Name>,
         /// How large the pickle is, in bytes.
         size: u64,
+        /// Those of the names that share objects, by group.
+        kin: Vec<BTreeSet<Name>>,
     },
     /// Some names cannot be carried: type and reason of each.
     Uncarriable(BTreeMap<Name, (String, String)>),

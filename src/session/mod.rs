@@ -1,253 +1,48 @@
 //! One running notebook, as a deterministic state machine: an event in, effects out.
 //!
 //! It holds no socket, task, lock or clock: the driver turns the world into [`Event`]s and
-//! [`Effect`]s into deeds. A cell waits in the queue, gets a worker of its target, gets the values
-//! it lacks, runs, and is recorded in the ledger. Here cells run one after another.
+//! [`Effect`]s into deeds.
+//!
+//! Program order is the order of arrival, and runs are committed in it. The first run that is not
+//! committed has its turn: it runs live. Steps after it may run ahead on other workers, each
+//! with the names as they are at its own place in program order; what they say is held back until their
+//! turn comes. Whenever a run is done, those that ran ahead and used a name that it turned out to
+//! have written are taken back and run again; so the result is that of running one after another.
+//!
+//! A run goes through `schedule` (may it start, and where), `fetch` (bring what it lacks), its
+//! worker, and `finish` (what did it change; commit). `undo` takes back what ran ahead.
 
+mod event;
+mod fetch;
+mod finish;
 mod past;
+mod requests;
 mod run;
+mod schedule;
+mod undo;
 
+pub use event::{Answer, Asked, Effect, Event, Orders, PassTo, PreludeFailure, Reply, Report, Taken};
 pub use run::{Cell, Problem, Request, RunId};
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use cellferry_kernel::message::{Header, Message};
-use cellferry_wire::protocol::{Channel, WorkerId};
-use serde::Deserialize;
+use cellferry_wire::protocol::WorkerId;
 
+use self::fetch::Parcel;
+use self::past::Past;
+use self::run::{Run, State};
+use self::undo::Dying;
 use crate::graph::svg::{self, Picture};
-use crate::ledger::{Changes, Description, Ledger, Lost, Plan, Put, Step};
+use crate::ledger::{Ledger, Namespace};
 use crate::name::Name;
-use crate::session::past::Past;
-use crate::session::run::{Run, State};
 
 /// A place that the user names.
 pub type TargetName = Arc<str>;
 
-/// What a worker raises if it may not read another's memory.
-const NO_DIRECT_COPY: &str = "NoDirectCopy";
-
 /// The target that is always there: the notebook's own machine.
 pub const HOME: &str = "home";
-
-/// A client's request, with the channel that it came on and its answer goes to.
-#[derive(Clone, Debug)]
-pub struct Asked {
-    /// Shell or control.
-    pub channel: Channel,
-    /// Its header, read once.
-    pub header: Header,
-    /// The message as it came.
-    pub message: Message,
-}
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// Start the home worker before the first cell asks for it.
-    Warm,
-    /// A client asks to execute a cell.
-    Execute(Box<(Request, Cell)>),
-    /// A client sent a request that a worker answers: completion, a comm message, history.
-    PassOn {
-        /// The client's message.
-        request: Arc<Asked>,
-        /// Which worker should answer.
-        to: PassTo,
-    },
-    /// A client asks to interrupt what runs.
-    Interrupt,
-    /// A worker is ready for cells.
-    WorkerReady(WorkerId),
-    /// A worker could not be started, or died.
-    WorkerGone {
-        /// Which.
-        worker: WorkerId,
-        /// What to tell the user.
-        problem: Problem,
-    },
-    /// The worker started on the run: an interrupt reaches the user's code from now on.
-    Busy(WorkerId, RunId),
-    /// What the worker reports after a run.
-    Report(WorkerId, RunId, Box<Report>),
-    /// The worker's reply to the run.
-    Replied(WorkerId, RunId, Box<Reply>),
-    /// The worker is done with the run: nothing more comes.
-    Idle(WorkerId, RunId),
-    /// A transfer's first half ended.
-    Taken(u64, Taken),
-}
-
-/// Which worker a request is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PassTo {
-    /// The home worker, started if need be.
-    Home,
-    /// The worker that holds this name if there is one that is free, else the home worker.
-    HolderOf(Name),
-    /// This worker, after the cells that were asked for before; nobody if it is gone.
-    Worker(WorkerId),
-}
-
-/// A worker's account of a run.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct Report {
-    /// Names bound.
-    pub bound: BTreeMap<Name, Description>,
-    /// Names deleted.
-    #[serde(default)]
-    pub deleted: Vec<Name>,
-    /// What names that the cell could change are now.
-    #[serde(default)]
-    pub seen: BTreeMap<Name, Description>,
-    /// What of the prelude failed; the cell did not run then.
-    #[serde(default)]
-    pub failed: Option<PreludeFailure>,
-    /// How long the cell took, in seconds.
-    #[serde(default)]
-    pub seconds: f64,
-}
-
-/// Why what a cell needs could not be put in its place.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub struct PreludeFailure {
-    /// `put`, `define`, `drop`, `results` or `inputs`.
-    #[serde(rename = "do")]
-    pub action: String,
-    /// The names concerned.
-    #[serde(default)]
-    pub names: Vec<String>,
-    /// The definition's source.
-    #[serde(default)]
-    pub source: Option<String>,
-    /// The definition's cell.
-    #[serde(default)]
-    pub number: Option<u32>,
-    /// The exception's class.
-    pub ename: String,
-    /// The exception as one line.
-    pub message: String,
-    /// The Python that raised it.
-    pub python: String,
-}
-
-/// A worker's `execute_reply`.
-#[derive(Debug)]
-pub struct Reply {
-    /// The message, to pass on.
-    pub message: Message,
-    /// Whether its status is `error`.
-    pub failed: bool,
-    /// The exception's class and text, if it failed.
-    pub exception: Option<(String, String)>,
-}
-
-/// The outcome of taking values.
-#[derive(Clone, Debug)]
-pub enum Taken {
-    /// They are ready to be put elsewhere.
-    Ok {
-        /// The names in the pickle, which may be more than were asked for.
-        names: BTreeMap<Name, Description>,
-        /// Names that must stand before it can be unpickled.
-        needs: BTreeSet<Name>,
-        /// Names that the worker does not have after all.
-        missing: BTreeSet<Name>,
-        /// How large the pickle is, in bytes.
-        size: u64,
-    },
-    /// Some names cannot be carried: type and reason of each.
-    Uncarriable(BTreeMap<Name, (String, String)>),
-    /// The transfer itself failed.
-    Failed(String),
-    /// The user interrupted it.
-    Interrupted,
-}
-
-/// What must be done.
-#[derive(Debug)]
-pub enum Effect {
-    /// Start a worker of the target.
-    StartWorker(WorkerId, TargetName),
-    /// Tell the clients that a request is being worked on, or done.
-    Status(Arc<Asked>, &'static str),
-    /// Show the source of a cell that never reaches a worker.
-    Input(Arc<Asked>, u32),
-    /// Show an error under the cell.
-    Error(Arc<Asked>, Problem),
-    /// Show a note under the cell.
-    Note(Arc<Asked>, String),
-    /// Answer a request in our own name.
-    Answer(Arc<Asked>, Answer),
-    /// Pass a worker's reply on to the client that asked.
-    Reply(Arc<Asked>, Box<Message>),
-    /// Run the cell.
-    Run(WorkerId, RunId, Box<Orders>),
-    /// Take values from a worker.
-    Take {
-        /// Which transfer.
-        transfer: u64,
-        /// Who holds them.
-        worker: WorkerId,
-        /// Which.
-        names: BTreeSet<Name>,
-        /// What is in its namespace and no longer current: dropped first, so that it cannot come along.
-        stale: BTreeSet<Name>,
-        /// Who may copy large ones straight from its memory, if workers can do so here.
-        reader: Option<WorkerId>,
-    },
-    /// The values of these transfers are not needed any more.
-    Release(Vec<u64>),
-    /// Interrupt the worker.
-    Interrupt(WorkerId),
-    /// Send a client's request to the worker.
-    PassOn(WorkerId, Arc<Asked>),
-    /// Add cells that ran elsewhere to the home worker's history.
-    History(WorkerId, Vec<(u32, Arc<str>)>),
-}
-
-/// An `execute_reply` in our own name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The cell failed before it ran, or with its worker.
-    Failed(Problem, u32),
-    /// An earlier cell of the queue failed.
-    Aborted,
-    /// A request that was passed on cannot be answered: its worker is gone.
-    Unanswered(String),
-}
-
-/// What goes to the worker with a cell.
-#[derive(Debug)]
-pub struct Orders {
-    /// The client's request.
-    pub request: Arc<Asked>,
-    /// The execution count to use; `None` for a silent request.
-    pub count: Option<u32>,
-    /// What must be done first.
-    pub plan: Plan,
-    /// Names of values that the cell can change; the worker says after the run what they are.
-    /// `None` while there is no other worker that could ask for them.
-    pub touched: Option<Vec<Name>>,
-    /// Cells that ran elsewhere since the last one here: for `In` and the history.
-    pub inputs: Vec<(u32, Arc<str>)>,
-}
-
-impl Orders {
-    /// The values carried to the worker for this cell, for the log: `, with `a`, `b``, or nothing.
-    pub fn carried(&self) -> String {
-        let names = self.plan.steps.iter().filter_map(|step| match step {
-            Step::Put(put) => Some(put.names.keys()),
-            Step::Define(_) => None,
-        });
-        let names: Vec<String> = names.flatten().map(|name| format!("`{name}`")).collect();
-        if names.is_empty() {
-            return String::new();
-        }
-        format!(", with {}", names.join(", "))
-    }
-}
 
 #[derive(Debug)]
 struct Worker {
@@ -257,9 +52,15 @@ struct Worker {
     waiting: Vec<Arc<Asked>>,
     /// Requests passed on and not answered yet, by `msg_id`.
     open: BTreeMap<String, Arc<Asked>>,
+    /// The runs that are not committed and have been given to it, in program order.
+    runs: Vec<RunId>,
+    /// The run that it still works on although it has been taken back.
+    dying: Option<Dying>,
+    /// Runs that have yet to copy values straight from its memory: nothing may run here before.
+    lent: BTreeSet<RunId>,
 }
 
-/// What waits for the cells before it.
+/// What waits for what was asked for before it.
 #[derive(Debug)]
 enum Queued {
     Run(RunId),
@@ -271,12 +72,14 @@ enum Queued {
 #[derive(Debug, Default)]
 pub struct Session {
     ledger: Ledger,
+    /// What is not committed, in program order; what is only expected comes last.
     queue: VecDeque<Queued>,
     runs: BTreeMap<RunId, Run>,
-    current: Option<RunId>,
     workers: BTreeMap<WorkerId, Worker>,
+    parcels: BTreeMap<u64, Parcel>,
     next_worker: u32,
     next_run: u64,
+    next_seq: u64,
     next_transfer: u64,
     count: u32,
     /// Cells that the home worker's history lacks.
@@ -299,19 +102,27 @@ impl Session {
             Event::Warm => {
                 self.home_worker();
             }
-            Event::Execute(ask) => self.enqueue(ask.0, ask.1),
+            Event::Execute(ask) => self.enqueue(ask.0, ask.1, true),
+            Event::Expect(cells) => {
+                for (request, cell) in cells {
+                    self.enqueue(request, cell, false);
+                }
+            }
+            Event::Expected(request) => self.expected(*request),
+            Event::Unexpected => self.unexpected(),
             Event::PassOn { request, to } => self.pass_on(request, &to),
             Event::Interrupt => self.interrupt(),
             Event::WorkerReady(worker) => self.worker_ready(worker),
             Event::WorkerGone { worker, problem } => self.worker_gone(worker, &problem),
             Event::Busy(worker, run) => self.busy(worker, run),
+            Event::Began(worker, run) => self.began(worker, run),
             Event::Report(worker, run, report) => {
                 self.at(worker, run, |running| running.report = Some(*report))
             }
             Event::Replied(worker, run, reply) => {
                 self.at(worker, run, |running| running.reply = Some(*reply))
             }
-            Event::Idle(worker, run) => self.at(worker, run, |running| running.idle = true),
+            Event::Idle(worker, run) => self.idle(worker, run),
             Event::Taken(transfer, taken) => self.taken(transfer, taken),
         }
         self.advance();
@@ -323,24 +134,45 @@ impl Session {
         self.count
     }
 
-    /// The cells running and waiting, with their targets, for `%cellferry status`.
+    /// The cells running and waiting, with their targets and what they wait for, for `%cellferry status`.
     pub fn overview(&self) -> Vec<String> {
-        self.current
-            .iter()
-            .chain(self.queue.iter().filter_map(|queued| match queued {
-                Queued::Run(id) => Some(id),
-                Queued::PassOn(..) => None,
-            }))
-            .filter_map(|id| self.runs.get(id))
+        self.in_order()
+            .filter_map(|id| self.runs.get(&id))
+            .filter(|run| run.asked || !run.state.is_waiting())
             .map(|run| {
                 format!(
                     "{} on {}: {}",
-                    run.state.word(),
+                    self.how_far(run),
                     run.cell.target,
                     run.cell.first_line()
                 )
             })
             .collect()
+    }
+
+    fn how_far(&self, run: &Run) -> String {
+        let early = if run.begun { "" } else { " ahead of its turn" };
+        match &run.state {
+            State::Starting { .. } => "waiting for its worker to start".to_owned(),
+            State::Fetching { .. } => format!("fetching what it reads{early}"),
+            State::Running(_) => format!("running{early}"),
+            State::Finished(_) => "done, waiting for its turn".to_owned(),
+            State::Waiting if run.begun => "waiting".to_owned(),
+            State::Waiting => {
+                let mut names: BTreeSet<&str> = BTreeSet::new();
+                for edge in run.place.map(|place| self.past.before(place)).unwrap_or_default() {
+                    let open = |other: &Run| other.place == Some(edge.from) && !other.state.is_finished();
+                    if self.runs.values().any(open) {
+                        names.extend(edge.names().0);
+                    }
+                }
+                if names.is_empty() || run.in_turn {
+                    return "waiting for its turn".to_owned();
+                }
+                let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+                format!("waiting for {}", names.join(", "))
+            }
+        }
     }
 
     /// The cells so far, for `%cellferry graph`.
@@ -357,9 +189,13 @@ impl Session {
             let names: BTreeSet<String> = workers.iter().map(|id| self.place_name(*id)).collect();
             names.into_iter().collect::<Vec<_>>().join(", ")
         };
+        let size = match seen.size {
+            0 => String::new(),
+            size => format!(", about {}", amount(size)),
+        };
         let mut text = format!(
-            "`{name}` ({}): {} by cell [{}]",
-            seen.type_name, seen.how, seen.made_by
+            "`{name}` ({}{size}): version {}, {} by cell [{}]",
+            seen.type_name, seen.version.0, seen.how, seen.made_by
         );
         if seen.holders.is_empty() {
             text += ", held by nobody";
@@ -367,7 +203,7 @@ impl Session {
             text += &format!(", current on {}", places(&seen.holders));
         }
         if !seen.stale.is_empty() {
-            text += &format!(", an older version left on {}", places(&seen.stale));
+            text += &format!(", another version on {}", places(&seen.stale));
         }
         text
     }
@@ -377,66 +213,125 @@ impl Session {
         self.workers.get_mut(&worker)?.open.remove(msg_id)
     }
 
+    /// Whether cells are expected that the client has not asked for.
+    pub fn expects(&self) -> bool {
+        let last = self.queue.back();
+        matches!(last, Some(Queued::Run(id)) if self.runs.get(id).is_some_and(|run| !run.asked))
+    }
+
     /// The client's request of a run that is under way.
     pub fn request(&self, run: RunId) -> Option<&Arc<Asked>> {
         self.runs.get(&run).map(|run| &run.request.message)
     }
 
-    fn enqueue(&mut self, request: Request, cell: Cell) {
-        self.next_run += 1;
-        let id = RunId(self.next_run);
-        let place = (!request.silent).then(|| {
-            self.past
-                .asked(cell.access.clone(), cell.first_line(), &cell.target)
-        });
-        self.runs.insert(id, Run::new(request, cell, place));
+    fn enqueue(&mut self, request: Request, cell: Cell, asked: bool) {
+        let id = self.new_id();
+        self.next_seq += 1;
+        let place = (!request.silent).then(|| self.past.add(&cell));
+        let run = Run::new(request, cell, self.next_seq, asked, place);
+        self.runs.insert(id, run);
         self.queue.push_back(Queued::Run(id));
     }
 
-    /// Moves on whatever can: the running cell, then the queue.
+    fn new_id(&mut self) -> RunId {
+        self.next_run += 1;
+        RunId(self.next_run)
+    }
+
+    /// The client asks for the first cell that was expected.
+    fn expected(&mut self, request: Request) {
+        let first = self
+            .in_order()
+            .find(|id| self.runs.get(id).is_some_and(|run| !run.asked));
+        if let Some(run) = first.and_then(|id| self.runs.get_mut(&id)) {
+            run.asked = true;
+            run.request = request;
+        }
+    }
+
+    /// What was expected will not be asked for.
+    fn unexpected(&mut self) {
+        let expected: Vec<RunId> = self
+            .in_order()
+            .filter(|id| self.runs.get(id).is_some_and(|run| !run.asked))
+            .collect();
+        self.take_back(expected.iter().copied().collect());
+        // Taken back, they have other ids.
+        let gone: Vec<RunId> = self
+            .runs
+            .iter()
+            .filter(|(_, run)| !run.asked)
+            .map(|(id, _)| *id)
+            .collect();
+        let places = gone.iter().filter_map(|id| self.runs.remove(id)?.place);
+        if let Some(first) = places.min() {
+            self.past.truncate(first);
+        }
+        self.forget_closed();
+    }
+
+    fn forget_closed(&mut self) {
+        let runs = &self.runs;
+        self.queue.retain(|queued| match queued {
+            Queued::Run(id) => runs.contains_key(id),
+            Queued::PassOn(..) => true,
+        });
+    }
+
+    /// The runs that are not committed, in program order.
+    fn in_order(&self) -> impl Iterator<Item = RunId> + '_ {
+        self.queue.iter().filter_map(|queued| match queued {
+            Queued::Run(id) => Some(*id),
+            Queued::PassOn(..) => None,
+        })
+    }
+
+    /// The names as they are at a place of program order, as far as what comes before is done.
+    fn view(&self, seq: u64) -> Cow<'_, Namespace> {
+        let earlier = self
+            .in_order()
+            .filter_map(|id| self.runs.get(&id))
+            .take_while(|run| run.seq < seq);
+        let deltas = earlier.filter_map(|run| match &run.state {
+            State::Finished(finished) => Some(&finished.delta),
+            _ => None,
+        });
+        self.ledger.committed().with(deltas)
+    }
+
+    /// Moves on whatever can.
     fn advance(&mut self) {
-        loop {
-            let Some(id) = self.current else {
-                match self.queue.pop_front() {
-                    None => return,
-                    Some(Queued::PassOn(worker, request)) => self.send_or_refuse(worker, request),
-                    Some(Queued::Run(next)) => {
-                        self.current = Some(next);
-                        self.begin(next);
-                    }
+        while self.front() || self.ahead() {}
+    }
+
+    /// Moves on the run that has its turn; whether anything changed.
+    fn front(&mut self) -> bool {
+        match self.queue.front() {
+            None => false,
+            Some(Queued::PassOn(..)) => {
+                if let Some(Queued::PassOn(worker, request)) = self.queue.pop_front() {
+                    self.send_or_refuse(worker, request);
                 }
-                continue;
-            };
-            let Some(run) = self.runs.get(&id) else {
-                self.current = None;
-                continue;
-            };
-            let before = self.current;
-            match &run.state {
-                State::Waiting | State::Starting { .. } => {
-                    if !self.place(id) {
-                        return;
-                    }
-                }
-                State::Fetching { pending, .. } => {
-                    if !pending.is_empty() {
-                        return;
-                    }
-                    self.fetch(id);
-                    if matches!(self.runs.get(&id).map(|run| &run.state), Some(State::Fetching { pending, .. }) if !pending.is_empty())
-                    {
-                        return;
-                    }
-                }
-                State::Running(running) => {
-                    if !running.done() {
-                        return;
-                    }
-                    self.finish(id);
-                }
+                true
             }
-            if before.is_some() && self.current == before {
-                continue;
+            Some(Queued::Run(id)) => {
+                let id = *id;
+                match self.runs.get(&id) {
+                    None => {
+                        self.queue.pop_front();
+                        true
+                    }
+                    Some(run) if !run.asked => false,
+                    Some(run) if !run.begun => {
+                        self.begin(id);
+                        true
+                    }
+                    Some(run) if run.state.is_finished() => {
+                        self.commit(id);
+                        true
+                    }
+                    Some(_) => self.progress(id),
+                }
             }
         }
     }
@@ -446,12 +341,15 @@ impl Session {
         let Some(run) = self.runs.get_mut(&id) else {
             return;
         };
+        run.begun = true;
         let message = run.request.message.clone();
         self.effects.push(Effect::Status(message, "busy"));
         if !run.request.silent {
             run.count = Some(self.count + 1);
-            // As in IPython, a cell that is not stored does not use its number up.
-            self.count += u32::from(run.request.store_history);
+            self.count += u32::from(run.counts());
+        }
+        if matches!(run.state, State::Running(_) | State::Finished(_)) {
+            self.effects.push(Effect::Show(id));
         }
         if let Some(place) = run.place {
             self.past.state(place, svg::State::Running, None);
@@ -461,183 +359,25 @@ impl Session {
         }
     }
 
-    /// Finds a worker for the cell; false while there is none that is ready.
-    fn place(&mut self, id: RunId) -> bool {
-        let Some(run) = self.runs.get(&id) else {
-            return true;
-        };
-        let target = run.cell.target.clone();
-        let wanted = &run.cell.needed.must | &run.cell.needed.may;
-        let best = self
-            .workers
-            .iter()
-            .filter(|(_, worker)| worker.target == target)
-            .max_by_key(|(id, worker)| {
-                (
-                    self.ledger.held(**id, &wanted),
-                    worker.ready,
-                    std::cmp::Reverse(id.0),
-                )
-            });
-        let (worker, ready) = match best {
-            Some((id, worker)) => (*id, worker.ready),
-            None => (self.start_worker(target), false),
-        };
-        let Some(run) = self.runs.get_mut(&id) else {
-            return true;
-        };
-        if ready {
-            run.state = State::Fetching {
-                worker,
-                pending: BTreeSet::new(),
-                arrived: Vec::new(),
-            };
-        } else {
-            run.state = State::Starting { worker };
-        }
-        ready
-    }
-
-    fn start_worker(&mut self, target: TargetName) -> WorkerId {
-        let id = WorkerId(self.next_worker);
-        self.next_worker += 1;
-        let worker = Worker {
-            target: target.clone(),
-            ready: false,
-            waiting: Vec::new(),
-            open: BTreeMap::new(),
-        };
-        self.workers.insert(id, worker);
-        self.effects.push(Effect::StartWorker(id, target));
-        id
-    }
-
-    /// Plans what the cell needs, and either takes what is missing or runs it.
-    fn fetch(&mut self, id: RunId) {
-        let Some(run) = self.runs.get_mut(&id) else {
-            return;
-        };
-        let State::Fetching {
-            worker,
-            pending,
-            arrived,
-        } = &mut run.state
-        else {
-            return;
-        };
-        let worker = *worker;
-        let plan = self
-            .ledger
-            .plan(worker, &run.cell.needed, arrived, &run.skipped);
-        if let Some((name, lost)) = plan.lost.first() {
-            let problem = lost_value(name, lost);
-            self.refuse(id, problem);
-            return;
-        }
-        if plan.takes.is_empty() {
-            let inputs = if self
-                .workers
-                .get(&worker)
-                .is_some_and(|worker| &*worker.target == HOME)
-            {
-                std::mem::take(&mut self.inputs)
-            } else {
-                Vec::new()
-            };
-            let orders = Orders {
-                request: run.request.message.clone(),
-                count: run.count,
-                touched: (self.workers.len() > 1).then(|| self.ledger.changeable(&plan.touched)),
-                plan: plan.clone(),
-                inputs,
-            };
-            run.state = State::Running(Box::new(run::Running::new(worker, plan)));
-            self.effects.push(Effect::Run(worker, id, Box::new(orders)));
-            return;
-        }
-        arrived.retain(|put| !plan.again.contains(&put.transfer));
-        for (holder, names) in plan.takes {
-            self.next_transfer += 1;
-            pending.insert(self.next_transfer);
-            run.transfers.push(self.next_transfer);
-            run.taking
-                .insert(self.next_transfer, (holder, names.clone()));
-            self.effects.push(Effect::Take {
-                transfer: self.next_transfer,
-                worker: holder,
-                names,
-                stale: self.ledger.forget_stale(holder),
-                reader: (!self.indirect).then_some(worker),
-            });
-        }
-    }
-
-    fn taken(&mut self, transfer: u64, taken: Taken) {
-        let Some(id) = self.current else { return };
-        let holder_of = |run: &Run| {
-            run.taking
-                .get(&transfer)
-                .map(|(holder, _)| self.place_name(*holder))
-        };
-        let Some(holder_name) = self.runs.get(&id).and_then(holder_of) else {
-            return;
-        };
-        let Some(run) = self.runs.get_mut(&id) else {
-            return;
-        };
-        let Some((_, asked)) = run.taking.remove(&transfer) else {
-            return;
-        };
-        let State::Fetching {
-            pending, arrived, ..
-        } = &mut run.state
-        else {
-            return;
-        };
-        pending.remove(&transfer);
-        match taken {
-            Taken::Ok {
-                names,
-                needs,
-                missing,
-                size,
-            } => {
-                run.carried += size;
-                run.skipped.extend(missing);
-                arrived.push(Put {
-                    names,
-                    needs,
-                    transfer,
-                });
-            }
-            Taken::Uncarriable(failed) => {
-                let fatal = failed
-                    .iter()
-                    .find(|(name, _)| run.cell.needed.must.contains(*name));
-                if let Some((name, (type_name, reason))) = fatal {
-                    let problem =
-                        uncarriable(name, type_name, reason, &holder_name, &run.cell.target);
-                    self.refuse(id, problem);
-                    return;
+    /// One move of a run; whether anything changed.
+    fn progress(&mut self, id: RunId) -> bool {
+        match self.runs.get(&id).map(|run| &run.state) {
+            None | Some(State::Finished(_)) => false,
+            Some(State::Waiting) => self.place(id),
+            Some(State::Starting { worker }) => {
+                let worker = *worker;
+                let ready = self.workers.get(&worker).is_some_and(|worker| worker.ready);
+                if let Some(run) = self.runs.get_mut(&id).filter(|_| ready) {
+                    run.state = State::Fetching {
+                        worker,
+                        pending: BTreeSet::new(),
+                        arrived: Vec::new(),
+                    };
                 }
-                let before = run.skipped.len();
-                for (name, (type_name, reason)) in &failed {
-                    run.skipped.insert(name.clone());
-                    let left = (type_name.clone(), reason.clone(), holder_name.clone());
-                    run.left_behind.insert(name.clone(), left);
-                }
-                if run.skipped.len() == before {
-                    // Nothing more can be left out: the asked names themselves are the trouble.
-                    run.skipped.extend(asked);
-                }
+                ready
             }
-            Taken::Failed(message) => {
-                let problem = Problem::transfer(&asked, &holder_name, &run.cell.target, &message);
-                self.refuse(id, problem);
-            }
-            Taken::Interrupted => {
-                self.refuse(id, Problem::interrupted());
-            }
+            Some(State::Fetching { pending, .. }) => pending.is_empty() && self.fetch(id),
+            Some(State::Running(running)) => running.done() && self.finish(id),
         }
     }
 
@@ -654,7 +394,7 @@ impl Session {
     }
 
     fn busy(&mut self, worker: WorkerId, id: RunId) {
-        let mut interrupted = false;
+        let mut interrupted = self.dying_busy(worker, id);
         self.at(worker, id, |running| {
             running.busy = true;
             interrupted = std::mem::take(&mut running.interrupt);
@@ -664,9 +404,39 @@ impl Session {
         }
     }
 
+    /// What the run reads stands in its worker.
+    fn began(&mut self, worker: WorkerId, id: RunId) {
+        let runs_there = |run: &Run| run.state.worker() == Some(worker);
+        if self.runs.get(&id).is_some_and(runs_there) {
+            self.has_copied(id);
+        }
+    }
+
+    fn has_copied(&mut self, id: RunId) {
+        for worker in self.workers.values_mut() {
+            worker.lent.remove(&id);
+        }
+    }
+
+    fn idle(&mut self, worker: WorkerId, id: RunId) {
+        self.at(worker, id, |running| running.idle = true);
+        self.dying_idle(worker, id);
+    }
+
     fn interrupt(&mut self) {
-        let Some(id) = self.current else { return };
-        let Some(run) = self.runs.get_mut(&id) else {
+        // What has been taken back may not have noticed.
+        let dying: Vec<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.dying.as_ref().is_some_and(|dying| dying.busy))
+            .map(|(id, _)| *id)
+            .collect();
+        self.effects.extend(dying.into_iter().map(Effect::Interrupt));
+        let Some(Queued::Run(id)) = self.queue.front() else {
+            return;
+        };
+        let id = *id;
+        let Some(run) = self.runs.get_mut(&id).filter(|run| run.begun) else {
             return;
         };
         match &mut run.state {
@@ -676,148 +446,19 @@ impl Session {
             // The worker would not notice yet: it is told as soon as it has begun.
             State::Running(running) => running.interrupt = true,
             State::Fetching { .. } => {
+                let takes_alone = |transfer: &u64| {
+                    let parcel = self.parcels.get(transfer)?;
+                    (parcel.put.is_none() && parcel.users.len() == 1).then_some(parcel.holder)
+                };
                 let holders: BTreeSet<WorkerId> =
-                    run.taking.values().map(|(holder, _)| *holder).collect();
-                self.effects
-                    .extend(holders.into_iter().map(Effect::Interrupt));
+                    run.transfers.iter().filter_map(takes_alone).collect();
+                let idle = |holder: &WorkerId| !self.is_occupied(*holder);
+                let idle: Vec<WorkerId> = holders.into_iter().filter(idle).collect();
+                self.effects.extend(idle.into_iter().map(Effect::Interrupt));
                 self.refuse(id, Problem::interrupted());
             }
             State::Waiting | State::Starting { .. } => self.refuse(id, Problem::interrupted()),
-        }
-    }
-
-    /// Ends a run with an error of ours.
-    fn refuse(&mut self, id: RunId, problem: Problem) {
-        let Some(run) = self.runs.get(&id) else {
-            return;
-        };
-        let message = run.request.message.clone();
-        let count = run.count.unwrap_or(self.count);
-        let started = matches!(run.state, State::Running(_));
-        if !run.request.silent {
-            if !started {
-                self.effects.push(Effect::Input(message.clone(), count));
-            }
-            self.effects
-                .push(Effect::Error(message.clone(), problem.clone()));
-        }
-        self.effects
-            .push(Effect::Answer(message, Answer::Failed(problem, count)));
-        self.close(id, true);
-    }
-
-    /// The worker is done with the cell.
-    fn finish(&mut self, id: RunId) {
-        let Some(run) = self.runs.get_mut(&id) else {
-            return;
-        };
-        let State::Running(running) = &mut run.state else {
-            return;
-        };
-        let worker = running.worker;
-        let report = running.report.take().unwrap_or_default();
-        let reply = running.reply.take();
-        if let Some(failure) = &report.failed {
-            if failure.ename == NO_DIRECT_COPY && !self.indirect {
-                // Nothing of the cell has run: its values are taken again, another way.
-                self.indirect = true;
-                run.state = State::Waiting;
-                return;
-            }
-            let problem = Problem::prelude(failure, &run.cell.target);
-            self.refuse(id, problem);
-            return;
-        }
-        let number = run.count.unwrap_or(self.count);
-        let took = took(report.seconds, run.carried);
-        let plan = std::mem::take(&mut running.plan);
-        let changes = Changes {
-            bound: report.bound,
-            deleted: report.deleted,
-            seen: report.seen,
-            definitions: &run.cell.definitions,
-        };
-        self.ledger
-            .record(worker, number, &run.cell.source, &plan, changes);
-        let message = run.request.message.clone();
-        let at_home = self
-            .workers
-            .get(&worker)
-            .is_some_and(|worker| &*worker.target == HOME);
-        if let (Some(count), false, true) = (run.count, at_home, run.request.store_history) {
-            self.inputs.push((count, run.cell.source.clone()));
-        }
-        let failed = match reply {
-            Some(reply) => {
-                if let Some(note) = run.hint(&reply) {
-                    self.effects.push(Effect::Note(message.clone(), note));
-                }
-                self.effects
-                    .push(Effect::Reply(message, Box::new(reply.message)));
-                reply.failed
-            }
-            None => {
-                let problem = Problem::interrupted();
-                self.effects
-                    .push(Effect::Answer(message, Answer::Failed(problem, number)));
-                true
-            }
-        };
-        if let Some(place) = run.place.take() {
-            let state = if failed {
-                svg::State::Failed
-            } else {
-                svg::State::Done
-            };
-            self.past.state(place, state, Some(took));
-        }
-        self.close(id, failed);
-    }
-
-    /// Takes a run out of the session; after an error the queue is aborted, as any kernel does.
-    fn close(&mut self, id: RunId, failed: bool) {
-        let Some(run) = self.runs.remove(&id) else {
-            return;
-        };
-        if !run.transfers.is_empty() {
-            self.effects.push(Effect::Release(run.transfers));
-        }
-        if let Some(place) = run.place {
-            self.past.state(place, svg::State::Refused, None);
-        }
-        self.effects
-            .push(Effect::Status(run.request.message, "idle"));
-        if self.current == Some(id) {
-            self.current = None;
-        }
-        if failed && run.request.stop_on_error && !run.request.silent {
-            for waiting in std::mem::take(&mut self.queue) {
-                let Queued::Run(waiting) = waiting else {
-                    self.queue.push_back(waiting);
-                    continue;
-                };
-                let Some(run) = self.runs.remove(&waiting) else {
-                    continue;
-                };
-                if let Some(place) = run.place {
-                    self.past.state(place, svg::State::Refused, None);
-                }
-                let message = run.request.message;
-                self.effects.push(Effect::Status(message.clone(), "busy"));
-                self.effects
-                    .push(Effect::Answer(message.clone(), Answer::Aborted));
-                self.effects.push(Effect::Status(message, "idle"));
-            }
-        }
-    }
-
-    fn worker_ready(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get_mut(&id) else {
-            return;
-        };
-        worker.ready = true;
-        for request in std::mem::take(&mut worker.waiting) {
-            self.send(id, request);
+            State::Finished(_) => {}
         }
     }
 
@@ -826,108 +467,45 @@ impl Session {
         let Some(worker) = self.workers.remove(&id) else {
             return;
         };
-        self.ledger.worker_lost(id, &name);
+        let open = self.runs.values_mut().filter_map(|run| match &mut run.state {
+            State::Finished(finished) => Some(&mut finished.delta),
+            _ => None,
+        });
+        self.ledger.worker_lost(id, &name, open);
         for request in worker.waiting.into_iter().chain(worker.open.into_values()) {
             self.unanswered(request, &problem.evalue);
         }
-        let Some(current) = self.current else { return };
-        let Some(run) = self.runs.get(&current) else {
-            return;
-        };
-        let concerned = match &run.state {
-            State::Waiting => false,
-            State::Starting { worker } => *worker == id,
-            State::Fetching { worker, .. } => {
-                *worker == id || run.taking.values().any(|(holder, _)| *holder == id)
-            }
-            State::Running(running) => running.worker == id,
-        };
-        if concerned {
-            self.refuse(current, problem.clone());
-        }
-    }
-
-    fn home_worker(&mut self) -> WorkerId {
-        let found = self
-            .workers
+        let takes = |parcel: &Parcel| parcel.holder == id && parcel.put.is_none();
+        let cut: Vec<u64> = self
+            .parcels
             .iter()
-            .find(|(_, worker)| &*worker.target == HOME)
-            .map(|(id, _)| *id);
-        found.unwrap_or_else(|| self.start_worker(Arc::from(HOME)))
-    }
-
-    fn pass_on(&mut self, request: Arc<Asked>, to: &PassTo) {
-        let worker = match to {
-            PassTo::Home => self.home_worker(),
-            PassTo::HolderOf(name) => {
-                let busy = self
-                    .current
-                    .and_then(|id| self.runs.get(&id))
-                    .and_then(|run| run.state.worker());
-                let holders: Vec<WorkerId> = self.ledger.holders(name.as_str()).collect();
-                let at_home = |id: &WorkerId| {
-                    self.workers
-                        .get(id)
-                        .is_some_and(|worker| &*worker.target == HOME)
-                };
-                let elsewhere = holders
-                    .iter()
-                    .find(|id| Some(**id) != busy && self.workers.contains_key(id))
-                    .copied();
-                if holders.iter().any(at_home) {
-                    self.home_worker()
-                } else {
-                    elsewhere.unwrap_or_else(|| self.home_worker())
+            .filter(|(_, parcel)| takes(parcel))
+            .map(|(transfer, _)| *transfer)
+            .collect();
+        let concerned: Vec<RunId> = self
+            .in_order()
+            .filter(|run| {
+                self.runs.get(run).is_some_and(|run| {
+                    let there = run.state.worker() == Some(id) && !run.state.is_finished();
+                    there || cut.iter().any(|transfer| run.transfers.contains(transfer))
+                })
+            })
+            .collect();
+        for run in concerned {
+            let begun = match self.runs.get_mut(&run) {
+                None => continue,
+                Some(run) => {
+                    // It will be seen under its own cell, in its turn.
+                    run.in_turn = true;
+                    run.begun
                 }
+            };
+            if begun {
+                self.refuse(run, problem.clone());
+            } else {
+                self.take_back(BTreeSet::from([run]));
             }
-            PassTo::Worker(id) => {
-                if !self.queue.is_empty() {
-                    self.queue.push_back(Queued::PassOn(*id, request));
-                    return;
-                }
-                *id
-            }
-        };
-        self.send_or_refuse(worker, request);
-    }
-
-    fn send_or_refuse(&mut self, worker: WorkerId, request: Arc<Asked>) {
-        if self.workers.contains_key(&worker) {
-            self.send(worker, request);
-        } else {
-            self.unanswered(request, "its worker is gone");
         }
-    }
-
-    fn unanswered(&mut self, request: Arc<Asked>, why: &str) {
-        self.effects.push(Effect::Status(request.clone(), "busy"));
-        self.effects.push(Effect::Answer(
-            request.clone(),
-            Answer::Unanswered(why.to_owned()),
-        ));
-        self.effects.push(Effect::Status(request, "idle"));
-    }
-
-    fn send(&mut self, id: WorkerId, request: Arc<Asked>) {
-        let Some(worker) = self.workers.get_mut(&id) else {
-            return;
-        };
-        if !worker.ready {
-            worker.waiting.push(request);
-            return;
-        }
-        let header = request.header.clone();
-        if header.msg_type == "history_request"
-            && &*worker.target == HOME
-            && !self.inputs.is_empty()
-        {
-            self.effects
-                .push(Effect::History(id, std::mem::take(&mut self.inputs)));
-        }
-        if header.msg_type.ends_with("_request") {
-            worker.open.insert(header.msg_id, request.clone());
-        }
-        self.effects.push(Effect::PassOn(id, request));
     }
 
     /// How messages name a worker: by its target.
@@ -939,37 +517,12 @@ impl Session {
     }
 }
 
-/// How long a cell took and how much was carried for it, in a few words.
-fn took(seconds: f64, carried: u64) -> String {
-    let time = match seconds {
-        ..0.9995 => format!("{:.0} ms", seconds * 1e3),
-        ..99.95 => format!("{seconds:.1} s"),
-        _ => format!("{:.0} min", seconds / 60.0),
-    };
-    match carried {
-        0 => time,
-        1..1000 => format!("{time}, {carried} B"),
-        1000..1_000_000 => format!("{time}, {} kB", carried / 1000),
-        _ => format!("{time}, {} MB", carried / 1_000_000),
+/// A number of bytes, in words.
+fn amount(bytes: u64) -> String {
+    match bytes {
+        0..1000 => format!("{bytes} B"),
+        1000..1_000_000 => format!("{} kB", bytes / 1000),
+        1_000_000..1_000_000_000 => format!("{} MB", bytes / 1_000_000),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
     }
-}
-
-fn lost_value(name: &Name, lost: &Lost) -> Problem {
-    Problem::new(
-        "LostValue",
-        format!(
-            "`{name}` ({}) is lost: only the worker of {} held it, and that worker died; run cell [{}] again, which made it",
-            lost.type_name, lost.held_by, lost.made_by
-        ),
-    )
-}
-
-fn uncarriable(name: &Name, type_name: &str, reason: &str, holder: &str, target: &str) -> Problem {
-    Problem::new(
-        "UncarriableValue",
-        format!(
-            "`{name}` ({type_name}) lives on {holder} and cannot be carried to `{target}`: {reason}; \
-             make it in a cell that runs on `{target}`, or run this cell on {holder}"
-        ),
-    )
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use cellferry_wire::protocol::WorkerId;
 
+use super::TargetName;
+use super::event::{Asked, PreludeFailure, Reply, Report};
 use super::past::Place;
-use super::{Asked, PreludeFailure, Reply, Report, TargetName};
-use crate::analysis::Definition;
+use crate::analysis::{Definition, DefinitionKind};
 use crate::graph::Access;
-use crate::ledger::{Needed, Plan, Put};
+use crate::ledger::{Delta, Held, Needed, Plan, Put};
 use crate::name::Name;
 
 /// One run of a cell.
@@ -36,12 +37,18 @@ pub struct Cell {
     pub source: Arc<str>,
     /// Where it runs.
     pub target: TargetName,
+    /// How many workers the target may have.
+    pub workers: u32,
     /// What it reads.
     pub needed: Needed,
     /// What it defines.
     pub definitions: Vec<Definition>,
     /// What it accesses, as far as the source shows.
     pub access: Access,
+    /// What `after` of other cells can call it: its id, its tags, its name.
+    pub called: Vec<String>,
+    /// Cells that it must follow, as they are called.
+    pub after: Vec<String>,
     /// Why it must not run: its metadata is wrong.
     pub problem: Option<Problem>,
 }
@@ -154,24 +161,26 @@ pub(super) enum State {
         arrived: Vec<Put>,
     },
     Running(Box<Running>),
+    /// Its worker is done with it, its turn has not come.
+    Finished(Box<Finished>),
 }
 
 impl State {
-    pub(super) fn word(&self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Starting { .. } => "waiting for its worker to start",
-            Self::Fetching { .. } => "fetching what it reads",
-            Self::Running(_) => "running",
-        }
-    }
-
     pub(super) fn worker(&self) -> Option<WorkerId> {
         match self {
             Self::Waiting => None,
             Self::Starting { worker } | Self::Fetching { worker, .. } => Some(*worker),
             Self::Running(running) => Some(running.worker),
+            Self::Finished(finished) => Some(finished.worker),
         }
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(self, Self::Waiting)
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        matches!(self, Self::Finished(_))
     }
 }
 
@@ -180,6 +189,10 @@ impl State {
 pub(super) struct Running {
     pub(super) worker: WorkerId,
     pub(super) plan: Plan,
+    /// Names of values that are compared with what they were.
+    pub(super) watched: BTreeSet<Name>,
+    /// Names of values that the run may change unseen.
+    pub(super) uncertain: BTreeSet<Name>,
     pub(super) busy: bool,
     /// An interrupt came before the worker had begun.
     pub(super) interrupt: bool,
@@ -193,6 +206,8 @@ impl Running {
         Self {
             worker,
             plan,
+            watched: BTreeSet::new(),
+            uncertain: BTreeSet::new(),
             busy: false,
             interrupt: false,
             report: None,
@@ -212,20 +227,50 @@ impl Running {
     }
 }
 
+/// What is to be committed when the run's turn comes.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) worker: WorkerId,
+    pub(super) delta: Delta,
+    pub(super) reply: Option<Reply>,
+    pub(super) failed: bool,
+    /// How long it took and what was carried, in words.
+    pub(super) took: String,
+}
+
+/// What is needed to take back a run that has been started before its turn.
+#[derive(Debug)]
+pub(super) struct Undo {
+    /// What the worker had before.
+    pub(super) before: Held,
+    /// Of that, what it may change and does not restore, because others have it, too.
+    pub(super) spoilt: BTreeSet<Name>,
+}
+
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) request: Request,
     pub(super) cell: Cell,
+    /// Its place in program order; runs that are taken back keep it.
+    pub(super) seq: u64,
+    /// Whether a client has asked for it, or is only expected to.
+    pub(super) asked: bool,
+    /// Whether its turn has come: all before it are committed.
+    pub(super) begun: bool,
+    /// Whether it must not start before its turn.
+    pub(super) in_turn: bool,
     pub(super) count: Option<u32>,
     pub(super) state: State,
+    /// Names that it may read or change, as last planned.
+    pub(super) uses: BTreeSet<Name>,
+    /// Set while it can be taken back.
+    pub(super) undo: Option<Undo>,
     /// Names it does without.
     pub(super) skipped: BTreeSet<Name>,
     /// Names that could not be carried: type, reason and holder.
     pub(super) left_behind: BTreeMap<Name, (String, String, String)>,
-    /// Transfers under way: from whom, and which names.
-    pub(super) taking: BTreeMap<u64, (WorkerId, BTreeSet<Name>)>,
-    /// All its transfers.
-    pub(super) transfers: Vec<u64>,
+    /// The transfers it uses.
+    pub(super) transfers: BTreeSet<u64>,
     /// Its place in the past; `None` for a silent one.
     pub(super) place: Option<Place>,
     /// How much was carried for it, in bytes.
@@ -233,19 +278,62 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn new(request: Request, cell: Cell, place: Option<Place>) -> Self {
+    pub(super) fn new(
+        request: Request,
+        cell: Cell,
+        seq: u64,
+        asked: bool,
+        place: Option<Place>,
+    ) -> Self {
+        let may_reach_any = cell.access.dynamic || cell.needed.everything;
+        let sets = |definition: &Definition| {
+            matches!(
+                definition.kind,
+                DefinitionKind::Magic | DefinitionKind::Future
+            )
+        };
         Self {
+            // Settings of a worker cannot be taken back.
+            in_turn: !cell.access.is_step
+                || may_reach_any
+                || request.silent
+                || cell.problem.is_some()
+                || cell.definitions.iter().any(sets),
             request,
             cell,
+            seq,
+            asked,
+            begun: false,
             count: None,
             state: State::Waiting,
+            uses: BTreeSet::new(),
+            undo: None,
             skipped: BTreeSet::new(),
             left_behind: BTreeMap::new(),
-            taking: BTreeMap::new(),
-            transfers: Vec::new(),
+            transfers: BTreeSet::new(),
             place,
             carried: 0,
         }
+    }
+
+    /// Whether it may have read something.
+    pub(super) fn is_started(&self) -> bool {
+        !matches!(self.state, State::Waiting | State::Starting { .. })
+    }
+
+    /// Back to where it has not begun. Its transfers are the caller's to leave.
+    pub(super) fn put_back(&mut self) {
+        self.state = State::Waiting;
+        self.uses.clear();
+        self.undo = None;
+        self.skipped.clear();
+        self.left_behind.clear();
+        self.carried = 0;
+    }
+
+    /// Whether it counts: cells that are not stored do not use a number up, as in IPython.
+    pub(super) fn counts(&self) -> bool {
+        !self.request.silent && self.request.store_history
     }
 
     /// Explains a `NameError` for a name that exists but could not be carried.

@@ -2,7 +2,7 @@
 
 The kernel sends this file as source when a worker starts. It adds two things to the running kernel:
 a prelude and a report around `execute_request` (both in messages that only Cellferry sees), and a
-shell message of its own, `cellferry_request`, with the verbs `take` and `inputs`. Nothing of it stands in the
+shell message of its own, `cellferry_request`, with the verbs `take`, `undo`, `settle` and `inputs`. Nothing of it stands in the
 user's namespace, and it needs nothing but the standard library. Python 3.8 or newer. How values are pickled
 stands in `pickling.py`, which is part of the same module.
 """
@@ -12,7 +12,9 @@ import builtins
 import collections
 import enum
 import functools
+import hashlib
 import io
+import itertools
 import mmap
 import os
 import pickle
@@ -181,7 +183,23 @@ def describe(value, thorough=False):
             needs |= pickled_needs(value)
             partial = False
     needs = sorted(name for name in needs if not hasattr(builtins, name) or name in namespace)
-    return {"kind": kind, "type": type_name(value), "needs": needs, "partial": partial}
+    return {"kind": kind, "type": type_name(value), "needs": needs, "size": size_of(value), "partial": partial}
+
+
+def size_of(value, depth=0):
+    """About how much memory a value takes, in bytes: arrays and texts as they are, collections by a sample."""
+    size = getattr(value, "nbytes", None) if type(value).__module__ != "builtins" else None
+    if type(size) is int:
+        return size
+    try:
+        size = sys.getsizeof(value)
+    except Exception:
+        return 0
+    items = value.values() if isinstance(value, dict) else value
+    if depth < 3 and isinstance(value, (list, tuple, set, frozenset, dict)) and items:
+        sample = list(itertools.islice(items, 20))
+        size += sum(size_of(item, depth + 1) for item in sample) * len(value) // max(len(sample), 1)
+    return size
 
 
 # How many objects are looked at for what a value refers to.
@@ -385,14 +403,15 @@ def may_share(value):
     return True
 
 
-def family(names):
-    """`names` and every other name that shares a changeable object with them."""
+def family(names, ignored=()):
+    """`names` and every other name that shares a changeable object with them, except those to be `ignored`."""
     names = list(names)
     if not any(may_share(value_of(name)) for name in names):
         return names
     others = [
         name for name in snapshot()
-        if name not in names and not INPUT_NAME.match(name) and name not in hidden and may_share(value_of(name))
+        if name not in names and name not in ignored and not INPUT_NAME.match(name) and name not in hidden
+        and may_share(value_of(name))
     ]
     if not others:
         return names
@@ -409,6 +428,26 @@ def family(names):
                 others.remove(name)
                 grown = True
     return names
+
+
+def groups(names):
+    """Those of the names that share a changeable object, by group."""
+    found = []
+    shareable = [name for name in names if may_share(value_of(name))]
+    for name in shareable if len(shareable) > 1 else ():
+        mine = reach([name])
+        if mine is None:
+            continue
+        members, held = {name}, dict(mine)
+        apart = []
+        for other, objects in found:
+            if objects.keys().isdisjoint(mine.keys()):
+                apart.append((other, objects))
+            else:
+                members |= other
+                held.update(objects)
+        found = [*apart, (members, held)]
+    return [sorted(members) for members, _ in found if len(members) > 1]
 
 
 def shared_bases(names):
@@ -451,7 +490,7 @@ def take(content):
     wanted = content["names"]
     forget(content.get("stale") or ())
     missing = [name for name in wanted if not exists(name)]
-    names = family([name for name in wanted if exists(name)])
+    names = family([name for name in wanted if exists(name)], frozenset(content.get("ignored") or ()))
     bases = shared_bases(names) if any(may_share(value_of(name)) for name in names) else ()
     stream, buffers = io.BytesIO(), []
 
@@ -484,6 +523,7 @@ def take(content):
         "needs": sorted((pickler.needs | {name[:-1] for name in names if name.endswith(".")}) - set(names)),
         "missing": missing,
         "size": size,
+        "kin": groups(names),
     }
     if size <= INLINE:
         reply["place"] = "inline"
@@ -587,6 +627,160 @@ def read_segment(path, layout):
     return [view[offset : offset + size] for offset, size in layout]
 
 
+# --- comparing values with what they were, and going back to it -------------------------------------
+
+
+class Digest:
+    """A file that only keeps the hash of what is written to it."""
+
+    def __init__(self):
+        self.hash = hashlib.blake2b(digest_size=16)
+
+    def write(self, data):
+        self.hash.update(data)
+        return len(data)
+
+
+def digest(names):
+    """A hash of what the names stand for; `None` if they cannot be pickled."""
+    file = Digest()
+    try:
+        pickler = Pickler(file, by_value=names, buffer_callback=lambda buffer: file.write(buffer.raw()))
+        pickler.dump({name: value_of(name) for name in names})
+    except Exception:
+        return None
+    return file.hash.digest()
+
+
+def watch(names):
+    """What the names are now, by group: for `changed`."""
+    names = [name for name in names if exists(name)]
+    together = groups(names)
+    alone = set(names).difference(*together)
+    return [(group, {name: id(value_of(name)) for name in group}, digest(group))
+            for group in [*together, *([name] for name in sorted(alone))]]
+
+
+def changed(watched, others):
+    """Those of the watched names that are not what they were, or that now share an object with one of the others,
+    through which they could be changed later."""
+    found = set()
+    for group, identities, before in watched:
+        if not all(exists(name) for name in group) or before is None or digest(group) != before:
+            found.update(group)
+        elif any(not name.endswith(".") and id(value_of(name)) != identities[name] for name in group):
+            found.update(group)
+    same = [name for group, _, _ in watched for name in group if name not in found]
+    if same and others:
+        held = {name: reach([name]) for name in same if may_share(value_of(name))}
+        for other in others:
+            if not exists(other) or not may_share(value_of(other)):
+                continue
+            reached = reach([other])
+            for name, objects in held.items():
+                if reached is None or objects is None or not reached.keys().isdisjoint(objects.keys()):
+                    found.add(name)
+    return found
+
+
+# What a copy for going back may take: beyond that the cell waits for its turn instead.
+KEEP_SHARE = 4
+
+
+class TooLarge(Exception):
+    """There is no memory to keep a copy."""
+
+
+class Limited(io.BytesIO):
+    """A file in memory that does not take all of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = free_memory() // KEEP_SHARE
+
+    def write(self, data):
+        size = memoryview(data).nbytes
+        self.left -= size
+        if self.left < 0:
+            raise TooLarge("the values that the cell may change are too large to be kept twice")
+        return super().write(data)
+
+
+def free_memory():
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return 1 << 30
+
+
+class Before:
+    """A worker before a run that may have to be taken back: its namespace, the states of its classes and functions,
+    and copies of the values that the run could change, with all that share objects with them."""
+
+    def __init__(self, names):
+        self.kept = family([name for name in names if exists(name)])
+        self.copies = None
+        if self.kept:
+            copies = Limited()
+            pickler = Pickler(copies, by_value=self.kept)
+            states = {name: State(name) for name in self.kept if name.endswith(".")}
+            pickler.dump({**states, **{name: namespace[name] for name in self.kept if name not in states}})
+            self.copies = copies.getbuffer()
+        self.watched = watch(self.kept)
+        self.names = dict(namespace)
+        self.states = {
+            name: (value, state_of(value)) for name, value in namespace.items()
+            if isinstance(value, (type, types.FunctionType)) and is_own(value)
+        }
+        hook = shell.displayhook
+        self.shown = [getattr(hook, unders, "") for unders in ("_", "__", "___")]
+        self.results = dict(namespace.get("_oh", {}))
+        history = shell.history_manager
+        self.inputs = len(history.input_hist_parsed)
+
+    def restore(self):
+        global known
+        for name in list(namespace):
+            if name not in self.names:
+                del namespace[name]
+        namespace.update(self.names)
+        for value, state in self.states.values():
+            if fingerprint(state_of(value)) != fingerprint(state):
+                set_state(value, state)
+        if self.copies is not None:
+            for name, value in pickle.loads(self.copies).items():
+                if not name.endswith("."):
+                    namespace[name] = value
+        for unders, value in zip(("_", "__", "___"), self.shown):
+            setattr(shell.displayhook, unders, value)
+        if "_oh" in namespace:
+            namespace["_oh"].clear()
+            namespace["_oh"].update(self.results)
+        history = shell.history_manager
+        del history.input_hist_parsed[self.inputs:]
+        del history.input_hist_raw[self.inputs:]
+        known = snapshot()
+
+
+# By run, in the order in which they ran here.
+befores = {}
+
+
+def undo(run):
+    """Goes back to what the worker was before the run: it and all after it are taken back."""
+    if run not in befores:
+        return
+    before = befores[run]
+    order = list(befores)
+    for later in order[order.index(run):]:
+        del befores[later]
+    before.restore()
+
+
 # --- what must stand in the namespace before a cell runs ------------------------------------------
 
 
@@ -674,20 +868,23 @@ def prelude(actions, buffers):
             with Quiet():
                 ACTIONS[action["do"]](action, buffers)
         except BaseException as error:
-            lines = traceback.format_exception_only(type(error), error)
-            return {
-                "do": action["do"],
-                "names": action.get("names") or action.get("binds") or [],
-                "number": action.get("number"),
-                "source": action.get("source"),
-                "ename": type(error).__name__,
-                "evalue": str(error),
-                "message": "".join(lines).strip(),
-                "python": sys.executable,
-            }
+            return failure(action, error)
     if any(action["do"] != "inputs" for action in actions):
         known = snapshot()
     return None
+
+
+def failure(action, error):
+    return {
+        "do": action["do"],
+        "names": action.get("names") or action.get("binds") or [],
+        "number": action.get("number"),
+        "source": action.get("source"),
+        "ename": type(error).__name__,
+        "evalue": str(error),
+        "message": "".join(traceback.format_exception_only(type(error), error)).strip(),
+        "python": sys.executable,
+    }
 
 
 execute_request = kernel.shell_handlers["execute_request"]
@@ -704,8 +901,16 @@ def execute(stream, ident, parent):
     if order.get("count") is not None:
         shell.execution_count = order["count"]
     actions = order.get("actions") or ()
-    failed = prelude(actions, [bytes(buffer) for buffer in parent.get("buffers", ())]) if actions else None
-    running.append((parent, failed, order.get("touched"), time.perf_counter()))
+    before, failed = None, None
+    if order.get("keep") is not None:
+        try:
+            before = befores[order["run"]] = Before(order["keep"])
+        except BaseException as error:
+            failed = failure({"do": "keep", "names": order["keep"]}, error)
+    if actions and not failed:
+        failed = prelude(actions, [bytes(buffer) for buffer in parent.get("buffers", ())])
+    watched = watch(order.get("watched") or ()) if not failed else []
+    running.append((parent, failed, order.get("touched"), before, watched, time.perf_counter()))
     return None if failed else execute_request(stream, ident, parent)
 
 
@@ -713,14 +918,19 @@ def report():
     """Called by ipykernel when it is done with a request: tells what the cell bound."""
     after_request()
     while running:
-        parent, failed, touched, started = running.pop()
+        parent, failed, touched, before, watched, started = running.pop()
+        seconds = time.perf_counter() - started
         # In a notebook with one worker nobody else will ask.
         bound, gone = changes(thorough=touched is not None)
         seen = {name: describe_name(name) for name in touched or () if name not in bound and exists(name)}
         seen = {name: described for name, described in seen.items() if not described["partial"]}
+        kept = before.kept if before and not failed else []
+        compared = [*watched, *(before.watched if kept else ())]
+        names = {name for group, _, _ in compared for name in group}
+        others = {*bound, *(touched or ())} - names if names else ()
         content = {
-            "bound": bound, "deleted": gone, "seen": seen, "failed": failed,
-            "seconds": time.perf_counter() - started,
+            "bound": bound, "deleted": gone, "seen": seen, "failed": failed, "seconds": seconds,
+            "kept": kept, "changed": sorted(changed(compared, others)),
         }
         kernel.session.send(kernel.iopub_socket, "cellferry_report", content, parent=parent, ident=b"cellferry")
 
@@ -730,6 +940,12 @@ def request(stream, ident, parent):
     try:
         if content["verb"] == "take":
             reply, buffers = take(content)
+        elif content["verb"] == "undo":
+            undo(content["run"])
+            reply, buffers = {"status": "ok"}, []
+        elif content["verb"] == "settle":
+            befores.pop(content["run"], None)
+            reply, buffers = {"status": "ok"}, []
         elif content["verb"] == "inputs":
             inputs(content, ())
             reply, buffers = {"status": "ok"}, []
@@ -739,6 +955,7 @@ def request(stream, ident, parent):
         reply, buffers = {"status": "interrupted"}, []
     except BaseException as error:
         reply, buffers = {"status": "error", "message": "%s: %s" % (type(error).__name__, error)}, []
+    reply["verb"] = content["verb"]
     kernel.session.send(stream, "cellferry_reply", reply, parent, ident=ident, buffers=buffers)
 
 

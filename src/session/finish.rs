@@ -1,0 +1,239 @@
+//! The end of a run: what it changed, its commit in program order, and errors that stop the queue.
+
+use std::collections::BTreeSet;
+
+use super::event::{Answer, Effect};
+use super::run::{Finished, Problem, RunId, State};
+use super::{Queued, Session, amount};
+use crate::graph::svg;
+use crate::ledger::{Changes, Ran, Step};
+use crate::name::Name;
+
+/// What a worker raises if it may not read another's memory.
+const NO_DIRECT_COPY: &str = "NoDirectCopy";
+/// The part of the prelude that fails if a run cannot be taken back.
+const KEEP: &str = "keep";
+
+impl Session {
+    /// Ends a run with an error of ours.
+    pub(super) fn refuse(&mut self, id: RunId, problem: Problem) {
+        let Some(run) = self.runs.get(&id) else {
+            return;
+        };
+        let message = run.request.message.clone();
+        let count = run.count.unwrap_or(self.count);
+        let started = matches!(run.state, State::Running(_));
+        if !run.request.silent {
+            if !started {
+                self.effects.push(Effect::Input(message.clone(), count));
+            }
+            self.effects
+                .push(Effect::Error(message.clone(), problem.clone()));
+        }
+        self.effects
+            .push(Effect::Answer(message, Answer::Failed(problem, count)));
+        self.close(id, true);
+    }
+
+    /// The worker is done with the cell; whether anything changed.
+    pub(super) fn finish(&mut self, id: RunId) -> bool {
+        let Some(run) = self.runs.get_mut(&id) else {
+            return false;
+        };
+        let State::Running(running) = &mut run.state else {
+            return false;
+        };
+        let worker = running.worker;
+        let report = running.report.take().unwrap_or_default();
+        let reply = running.reply.take();
+        let seq = run.seq;
+        if let Some(failure) = report.failed {
+            return self.prelude_failed(id, &failure);
+        }
+        let plan = std::mem::take(&mut running.plan);
+        let watched = std::mem::take(&mut running.watched);
+        let took = took(report.seconds, run.carried);
+        let number = run.count.unwrap_or(self.count);
+        let (source, definitions) = (run.cell.source.clone(), run.cell.definitions.clone());
+        self.has_copied(id);
+        let alone = self.started().all(|(other, _)| other == id)
+            && self.parcels.values().all(|parcel| parcel.users.contains(&id));
+        let view = self.view(seq).into_owned();
+        let delta = self.ledger.finished(
+            &view,
+            Ran {
+                worker,
+                number,
+                cell: &source,
+                plan: &plan,
+            },
+            Changes {
+                bound: report.bound,
+                deleted: report.deleted,
+                seen: report.seen,
+                compared: &watched | &report.kept,
+                changed: report.changed,
+                alone,
+                definitions: &definitions,
+            },
+        );
+        let misled: BTreeSet<RunId> = self
+            .started()
+            .filter(|(_, run)| run.seq > seq && !run.uses.is_disjoint(delta.written()))
+            .map(|(id, _)| id)
+            .collect();
+        let Some(run) = self.runs.get_mut(&id) else {
+            return false;
+        };
+        run.uses.extend(plan.touched.iter().cloned());
+        run.state = State::Finished(Box::new(Finished {
+            worker,
+            delta,
+            failed: reply.as_ref().is_none_or(|reply| reply.failed),
+            reply,
+            took,
+        }));
+        if !misled.is_empty() {
+            self.take_back(misled);
+        }
+        true
+    }
+
+    /// What a cell needs could not be put in its place; nothing of the cell has run.
+    fn prelude_failed(&mut self, id: RunId, failure: &super::PreludeFailure) -> bool {
+        let Some(run) = self.runs.get_mut(&id) else {
+            return false;
+        };
+        if failure.ename == NO_DIRECT_COPY && !self.indirect {
+            // Its values are taken again, another way.
+            self.indirect = true;
+        } else if run.undo.is_some() {
+            // Started before its turn: the error is shown if it is still there in its turn.
+            run.in_turn = true;
+        } else {
+            let problem = Problem::prelude(failure, &run.cell.target);
+            if let State::Running(running) = &run.state {
+                let worker = running.worker;
+                let puts = running.plan.steps.iter().filter_map(|step| match step {
+                    Step::Put(put) => Some(put.names.keys().cloned()),
+                    Step::Define(_) => None,
+                });
+                let puts: BTreeSet<Name> = puts.flatten().collect();
+                self.ledger.spoil(worker, &puts);
+            }
+            self.refuse(id, problem);
+            return true;
+        }
+        self.put_back(id, failure.action == KEEP);
+        true
+    }
+
+    /// The next run in program order is done: its outputs, its reply, its changes count.
+    pub(super) fn commit(&mut self, id: RunId) {
+        let Some(run) = self.runs.get_mut(&id) else {
+            return;
+        };
+        let State::Finished(finished) = &mut run.state else {
+            return;
+        };
+        let reply = finished.reply.take();
+        let (worker, failed) = (finished.worker, finished.failed);
+        let took = std::mem::take(&mut finished.took);
+        let delta = std::mem::take(&mut finished.delta);
+        let message = run.request.message.clone();
+        let number = run.count.unwrap_or(self.count);
+        let stored = run.request.store_history && run.count.is_some();
+        let source = run.cell.source.clone();
+        if run.undo.take().is_some() {
+            self.effects.push(Effect::Settle(worker, id));
+        }
+        match reply {
+            Some(reply) => {
+                if let Some(note) = run.hint(&reply) {
+                    self.effects.push(Effect::Note(message.clone(), note));
+                }
+                self.effects
+                    .push(Effect::Reply(message, Box::new(reply.message)));
+            }
+            None => {
+                let problem = Problem::interrupted();
+                self.effects
+                    .push(Effect::Answer(message, Answer::Failed(problem, number)));
+            }
+        }
+        if let Some(place) = run.place.take() {
+            let state = if failed {
+                svg::State::Failed
+            } else {
+                svg::State::Done
+            };
+            self.past.state(place, state, Some(took));
+        }
+        self.ledger.commit(worker, &delta);
+        if stored && !self.is_home(worker) {
+            self.to_history(number, source);
+        }
+        self.close(id, failed);
+    }
+
+    /// Takes a run out of the session; after an error the queue is aborted, as any kernel does.
+    fn close(&mut self, id: RunId, failed: bool) {
+        self.leave_parcels(id);
+        let Some(run) = self.runs.remove(&id) else {
+            return;
+        };
+        self.leave_worker(&run, id);
+        if let Some(place) = run.place {
+            self.past.state(place, svg::State::Refused, None);
+        }
+        self.effects
+            .push(Effect::Status(run.request.message, "idle"));
+        if failed && run.request.stop_on_error && !run.request.silent {
+            self.abort();
+        }
+        match self.queue.front() {
+            Some(Queued::Run(front)) if *front == id => {
+                self.queue.pop_front();
+            }
+            _ => self.forget_closed(),
+        }
+    }
+
+    /// Nothing of what has been asked for, or was expected, is run.
+    fn abort(&mut self) {
+        self.unexpected();
+        let waiting: BTreeSet<RunId> = self.in_order().collect();
+        self.take_back(waiting);
+        let waiting: Vec<RunId> = self.in_order().collect();
+        for id in waiting {
+            self.leave_parcels(id);
+            let Some(run) = self.runs.remove(&id) else {
+                continue;
+            };
+            self.leave_worker(&run, id);
+            if let Some(place) = run.place {
+                self.past.state(place, svg::State::Refused, None);
+            }
+            let message = run.request.message;
+            self.effects.push(Effect::Status(message.clone(), "busy"));
+            self.effects
+                .push(Effect::Answer(message.clone(), Answer::Aborted));
+            self.effects.push(Effect::Status(message, "idle"));
+        }
+        self.queue
+            .retain(|queued| matches!(queued, Queued::PassOn(..)));
+    }
+}
+
+/// How long a cell took and how much was carried for it, in a few words.
+fn took(seconds: f64, carried: u64) -> String {
+    let time = match seconds {
+        ..0.9995 => format!("{:.0} ms", seconds * 1e3),
+        ..99.95 => format!("{seconds:.1} s"),
+        _ => format!("{:.0} min", seconds / 60.0),
+    };
+    match carried {
+        0 => time,
+        carried => format!("{time}, {}", amount(carried)),
+    }
+}
