@@ -26,6 +26,8 @@ pub(super) struct Parcel {
     pub(super) users: BTreeSet<RunId>,
     /// Whether its reader copies it straight from the holder's memory: then nobody else can.
     direct: bool,
+    /// Runs for which it came too late: the names have other versions there.
+    unfit: BTreeSet<RunId>,
 }
 
 /// What is worked out before a run is moved on.
@@ -68,20 +70,56 @@ impl Session {
             return begun && self.recover(id, seq, &plan.absent.clone());
         }
         if plan.takes.is_empty() {
-            return self.start(id, prepared);
+            // What others want must be taken first: a worker that runs a cell answers nothing else.
+            return self.serve_others(id) || self.start(id, prepared);
         }
-        self.take(id, prepared)
+        let Prepared { plan, wanted, .. } = prepared;
+        self.take(id, plan, &wanted)
+    }
+
+    /// Before a run starts: the next ones, on other workers, take what they want of its worker. Whether there were any.
+    fn serve_others(&mut self, id: RunId) -> bool {
+        let Some(worker) = self.runs.get(&id).and_then(|run| run.state.worker()) else {
+            return false;
+        };
+        let mut changed = false;
+        for other in self.may_move() {
+            if other == id {
+                continue;
+            }
+            if self.runs.get(&other).is_some_and(|run| run.state.is_waiting()) {
+                changed |= self.place(other);
+            }
+            let Some(Prepared {
+                mut plan, wanted, ..
+            }) = self.prepare(other)
+            else {
+                continue;
+            };
+            plan.takes.retain(|holder, _| *holder == worker);
+            if plan.everything || !plan.lost.is_empty() || plan.takes.is_empty() {
+                continue;
+            }
+            if let Some(run) = self.runs.get_mut(&other) {
+                run.uses.clone_from(&plan.touched);
+            }
+            changed |= self.take(other, plan, &wanted);
+        }
+        changed
     }
 
     fn prepare(&self, id: RunId) -> Option<Prepared> {
         let run = self.runs.get(&id)?;
-        let State::Fetching {
-            worker, arrived, ..
-        } = &run.state
-        else {
-            return None;
+        let (worker, arrived): (_, &[Put]) = match &run.state {
+            State::Fetching {
+                worker,
+                arrived,
+                pending,
+            } if pending.is_empty() => (*worker, arrived),
+            State::Starting { worker } if run.transfers.is_empty() => (*worker, &[]),
+            _ => return None,
         };
-        let (worker, target) = (*worker, &run.cell.target);
+        let target = &run.cell.target;
         let view = self.view(run.seq);
         let cost = |holder: WorkerId| {
             let elsewhere = self
@@ -158,7 +196,7 @@ impl Session {
     /// Nobody has these names: whoever has replaced them ahead of its turn is taken back.
     fn recover(&mut self, id: RunId, seq: u64, absent: &BTreeSet<Name>) -> bool {
         let later: BTreeSet<RunId> = self
-            .started()
+            .given()
             .filter(|(_, run)| run.seq > seq)
             .map(|(id, _)| id)
             .collect();
@@ -175,8 +213,12 @@ impl Session {
     }
 
     /// Asks the holders for what is missing, as far as they can answer now.
-    fn take(&mut self, id: RunId, prepared: Prepared) -> bool {
-        let Prepared { plan, wanted, .. } = prepared;
+    fn take(
+        &mut self,
+        id: RunId,
+        plan: Plan,
+        wanted: &BTreeMap<WorkerId, BTreeMap<Name, Version>>,
+    ) -> bool {
         let mut changed = false;
         for (holder, names) in plan.takes {
             let versions = wanted.get(&holder).cloned().unwrap_or_default();
@@ -186,7 +228,7 @@ impl Session {
                     && versions
                         .iter()
                         .all(|(name, version)| parcel.names.contains(name) && parcel.versions.get(name) == Some(version))
-                    && parcel.users.iter().all(|user| *user != id)
+                    && !parcel.unfit.contains(&id)
             };
             let under_way = self
                 .parcels
@@ -263,17 +305,15 @@ impl Session {
             // Cells at another place of program order may need them.
             std::mem::swap(&mut stale, &mut ignored);
         }
-        let target = run.cell.target.clone();
-        let others = names
-            .iter()
-            .any(|name| self.is_wanted_too(name, id, &target));
+        let others = names.iter().any(|name| self.is_wanted_too(name, id));
         let lent = self
             .workers
             .get(&holder)
             .is_some_and(|worker| !worker.lent.is_empty());
-        let reader = (!self.indirect && !others && !lent)
-            .then(|| run.state.worker())
-            .flatten();
+        let reader = match run.state {
+            State::Fetching { worker, .. } if !self.indirect && !others && !lent => Some(worker),
+            _ => None,
+        };
         drop(view);
         self.next_transfer += 1;
         let transfer = self.next_transfer;
@@ -287,6 +327,7 @@ impl Session {
                 put: None,
                 users: BTreeSet::from([id]),
                 direct: reader.is_some(),
+                unfit: BTreeSet::new(),
             },
         );
         if reader.is_some()
@@ -314,13 +355,12 @@ impl Session {
         });
     }
 
-    /// Whether another step that can run at the same time will want the name on this target.
-    fn is_wanted_too(&self, name: &Name, id: RunId, target: &str) -> bool {
+    /// Whether another step that can run at the same time wants the name.
+    fn is_wanted_too(&self, name: &Name, id: RunId) -> bool {
         self.near().any(|(other, run)| {
             other != id
-                && run.cell.access.is_step
+                && !run.in_turn
                 && !run.state.is_finished()
-                && *run.cell.target == *target
                 && run.cell.access.reads.contains(name)
         })
     }
@@ -404,6 +444,8 @@ impl Session {
             run.skipped.extend(missing.iter().cloned());
             if fits {
                 arrived.push(put.clone());
+            } else if let Some(parcel) = self.parcels.get_mut(&put.transfer) {
+                parcel.unfit.insert(id);
             }
         }
     }

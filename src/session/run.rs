@@ -318,7 +318,7 @@ impl Run {
 
     /// Whether it may have read something.
     pub(super) fn is_started(&self) -> bool {
-        !matches!(self.state, State::Waiting | State::Starting { .. })
+        !self.state.is_waiting() && !self.uses.is_empty()
     }
 
     /// Back to where it has not begun. Its transfers are the caller's to leave.

@@ -29,7 +29,7 @@ impl Session {
     }
 
     /// The runs that have not their turn and may move: started ones, and those that may start.
-    fn may_move(&self) -> Vec<RunId> {
+    pub(super) fn may_move(&self) -> Vec<RunId> {
         let mut found = Vec::new();
         // Where each run that is not done stands, by its place in the graph.
         let mut open: BTreeSet<Place> = BTreeSet::new();
