@@ -1,12 +1,13 @@
 //! Reads what a client asks to execute: the request, its metadata from wherever it stands, the analysis.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::magics::Magic;
 use crate::analysis::{Analysis, Read, python};
 use crate::cell::{self, Workflow};
 use crate::graph::{Access, Accesses};
@@ -27,6 +28,18 @@ pub struct Cells {
     accesses: Accesses,
     /// How many workers each target may have.
     limits: HashMap<TargetName, u32>,
+    expected: Expected,
+}
+
+/// The cells that a client will ask for if it goes on in the order of the notebook's file.
+#[derive(Debug, Default)]
+struct Expected {
+    /// Their place in the file, and they themselves.
+    cells: VecDeque<(usize, FileCell)>,
+    /// Those of them that have been asked for.
+    asked: Vec<FileCell>,
+    /// What was known before the first of them.
+    before: Accesses,
 }
 
 #[derive(Deserialize)]
@@ -95,14 +108,15 @@ impl Cells {
     /// Finds the notebook's file once; a client that tells none leaves only the source's own lines.
     pub fn new(jupyter_session: Option<&str>) -> Self {
         let parent = Parent::current();
-        let path = locate(
+        let located = locate(
             &|name| std::env::var(name).ok(),
             jupyter_session,
             parent.as_ref(),
         );
         let folder = std::env::current_dir().unwrap_or_default();
         Self {
-            notebook: path.map(Notebook::new),
+            notebook: located.map(|located| Notebook::new(located.path, located.in_order)),
+            expected: Expected::default(),
             folder,
             accesses: Accesses::default(),
             limits: HashMap::new(),
@@ -154,8 +168,95 @@ impl Cells {
     pub fn read(&mut self, asked: &Arc<Asked>) -> Result<(Request, Cell), Problem> {
         let content = ExecuteRequest::read(&asked.message.content)?;
         let metadata: Value = serde_json::from_slice(&asked.message.metadata).unwrap_or_default();
-        let mut problem = None;
         let told = self.told(&content, metadata);
+        Ok(self.cell(asked, content, &told))
+    }
+
+    /// Takes up an `execute_request` for the cell that was expected next; `None` if it is another one.
+    pub fn read_expected(&mut self, asked: &Arc<Asked>) -> Option<Request> {
+        let (next, _) = self.expected.cells.front()?;
+        let content = ExecuteRequest::read(&asked.message.content).ok()?;
+        let notebook = self.notebook.as_mut()?;
+        let found = match notebook.cell_of(None, &content.code) {
+            Ok(found) => found?,
+            Err(_) => return None,
+        };
+        let same = notebook.last() == Some(*next)
+            && !notebook.has_changed()
+            && !content.silent
+            && content.store_history.unwrap_or(true)
+            && content.workflow.is_null()
+            && content.user_expressions.is_none_or(|map| map.is_empty())
+            && !tells_cell(&asked.message.metadata);
+        if !same {
+            notebook.rewind();
+            return None;
+        }
+        self.expected.cells.pop_front();
+        self.expected.asked.push(found);
+        Some(Request {
+            message: asked.clone(),
+            silent: false,
+            store_history: true,
+            stop_on_error: content.stop_on_error.unwrap_or(true),
+        })
+    }
+
+    /// Whether a cell is expected next.
+    pub fn expects(&self) -> bool {
+        !self.expected.cells.is_empty()
+    }
+
+    /// Expects nothing more: the client has done something else.
+    pub fn forget_expected(&mut self) {
+        let Expected { asked, before, .. } = std::mem::take(&mut self.expected);
+        self.accesses = before;
+        for cell in asked {
+            let workflow = cell::resolve(&cell.metadata, &cell.source, COMMENT);
+            let analysis = python::analyse(&cell.source);
+            self.accesses.next(&analysis, workflow.ok().flatten().as_ref());
+        }
+    }
+
+    /// The cells that come after the one just asked for, if the client goes through the notebook's
+    /// file: as requests of our own, which the client's will replace.
+    pub fn expect(&mut self, asked: &Arc<Asked>) -> Vec<(Request, Cell)> {
+        if tells_cell(&asked.message.metadata) {
+            return Vec::new();
+        }
+        let rest = self.notebook.as_ref().map_or_else(Vec::new, Notebook::rest);
+        if rest.is_empty() {
+            return Vec::new();
+        }
+        let rest = rest
+            .into_iter()
+            .filter(|(_, cell)| Magic::parse(&cell.source).is_none());
+        self.expected = Expected {
+            cells: rest.collect(),
+            asked: Vec::new(),
+            before: self.accesses.clone(),
+        };
+        let cells: Vec<FileCell> = self
+            .expected
+            .cells
+            .iter()
+            .map(|(_, cell)| cell.clone())
+            .collect();
+        let made = cells.iter().map_while(|cell| {
+            let asked = Arc::new(like(asked, &cell.source)?);
+            let content = ExecuteRequest::read(&asked.message.content).ok()?;
+            Some(self.cell(&asked, content, cell))
+        });
+        made.collect()
+    }
+
+    fn cell(
+        &mut self,
+        asked: &Arc<Asked>,
+        content: ExecuteRequest,
+        told: &FileCell,
+    ) -> (Request, Cell) {
+        let mut problem = None;
         let workflow = match workflow(&told.metadata, &content) {
             Ok(workflow) => workflow,
             Err(error) => {
@@ -205,7 +306,7 @@ impl Cells {
             store_history: !content.silent && content.store_history.unwrap_or(true),
             stop_on_error: content.stop_on_error.unwrap_or(true),
         };
-        Ok((request, cell))
+        (request, cell)
     }
 
     /// The metadata of the request, else that of the notebook's file.
@@ -246,6 +347,28 @@ impl Cells {
         self.limits.insert(target.clone(), limit);
         limit
     }
+}
+
+/// Whether the client tells which cell a request is: then it need not go through the file in order.
+fn tells_cell(metadata: &[u8]) -> bool {
+    let metadata: Map<String, Value> = serde_json::from_slice(metadata).unwrap_or_default();
+    !metadata.is_empty()
+}
+
+/// The request that a client would send for another cell.
+fn like(asked: &Asked, code: &str) -> Option<Asked> {
+    let mut header: Map<String, Value> = serde_json::from_slice(&asked.message.header).ok()?;
+    header.insert("msg_id".to_owned(), json!(uuid::Uuid::new_v4().to_string()));
+    let mut content: Map<String, Value> = serde_json::from_slice(&asked.message.content).ok()?;
+    content.insert("code".to_owned(), json!(code));
+    let mut message = asked.message.clone();
+    message.header = serde_json::to_vec(&header).ok()?.into();
+    message.content = serde_json::to_vec(&content).ok()?.into();
+    Some(Asked {
+        channel: asked.channel,
+        header: message.parse_header().ok()?,
+        message,
+    })
 }
 
 /// The workflow metadata of a cell; the source's own lines win over what is told of it.

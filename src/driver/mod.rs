@@ -227,19 +227,13 @@ impl Driver {
                 let content = self.comms.info(&asked.message.content);
                 self.answer(&asked, "comm_info_reply", &content);
             }
-            (Channel::Shell, "execute_request") => match self.cells.read(&asked) {
-                Ok((_, cell)) if let Some(magic) = Magic::parse(&cell.source) => {
-                    self.tell(&asked, magic)
+            (Channel::Shell, "execute_request") => {
+                if let Some(magic) = Magic::parse(&self.cells.code(&asked)) {
+                    self.tell(&asked, magic);
+                } else {
+                    self.execute(&asked).await;
                 }
-                Ok((request, cell)) => self.handle(Event::Execute(Box::new((request, cell)))).await,
-                Err(problem) => {
-                    let content = json!({
-                        "status": "error", "ename": problem.ename, "evalue": problem.evalue, "traceback": [],
-                        "execution_count": self.session.count(),
-                    });
-                    self.answer(&asked, "execute_reply", &content);
-                }
-            },
+            }
             (Channel::Shell, "comm_msg" | "comm_close") => {
                 match self.comms.worker(&asked.message.content) {
                     Some(worker) => {
@@ -291,6 +285,40 @@ impl Driver {
                     to: PassTo::Home,
                 })
                 .await
+            }
+        }
+    }
+
+    async fn execute(&mut self, asked: &Arc<Asked>) {
+        // After an error the session expects nothing more.
+        if self.cells.expects() && self.session.expects() {
+            if let Some(request) = self.cells.read_expected(asked) {
+                self.handle(Event::Expected(Box::new(request))).await;
+                return;
+            }
+            self.handle(Event::Unexpected).await;
+        }
+        if self.cells.expects() {
+            self.cells.forget_expected();
+        }
+        match self.cells.read(asked) {
+            Ok(ask) => {
+                self.handle(Event::Execute(Box::new(ask))).await;
+                // An error that shows at once stops what comes after it.
+                if self.session.is_done() {
+                    return;
+                }
+                let expected = self.cells.expect(asked);
+                if !expected.is_empty() {
+                    self.handle(Event::Expect(expected)).await;
+                }
+            }
+            Err(problem) => {
+                let content = json!({
+                    "status": "error", "ename": problem.ename, "evalue": problem.evalue, "traceback": [],
+                    "execution_count": self.session.count(),
+                });
+                self.answer(asked, "execute_reply", &content);
             }
         }
     }

@@ -198,21 +198,38 @@ impl Graph {
         found
     }
 
-    /// For each cell the length of the longest path to it: cells of one level have no path between them.
-    pub fn levels(&self) -> Vec<usize> {
-        let mut levels = Vec::with_capacity(self.len());
+    /// In which round each cell can run, if every cell takes as long as any other and there is a worker for each.
+    ///
+    /// The order of writes holds nobody up, since each run sees the names as they are at its own place in program
+    /// order. Cells without metadata wait for all before them, and so does one that may reach any name.
+    fn rounds(&self) -> Vec<usize> {
+        let mut rounds: Vec<usize> = Vec::with_capacity(self.len());
+        let (mut next, mut barrier) = (0, 0);
         for node in self.cells.node_indices() {
-            let earlier = self.cells.neighbors_directed(node, Direction::Incoming);
-            let level = earlier.map(|earlier| levels[earlier.index()] + 1).max();
-            levels.push(level.unwrap_or(0));
+            let cell = &self.cells[node];
+            let binds = |reason: &Reason| matches!(reason, Reason::Read(_) | Reason::After);
+            let earlier = self.cells.edges_directed(node, Direction::Incoming);
+            let earlier = earlier
+                .filter(|edge| edge.weight().iter().any(binds))
+                .map(|edge| rounds[edge.source().index()] + 1);
+            let round = if cell.is_step && !cell.dynamic {
+                earlier.max().unwrap_or(0).max(barrier)
+            } else {
+                next
+            };
+            next = next.max(round + 1);
+            if cell.dynamic {
+                barrier = round + 1;
+            }
+            rounds.push(round);
         }
-        levels
+        rounds
     }
 
-    /// Steps that can run at the same time: those of one level, where there are several.
+    /// Steps that can run at the same time: those of one round, where there are several.
     pub fn overlaps(&self) -> Vec<Vec<usize>> {
         let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (cell, level) in self.levels().into_iter().enumerate() {
+        for (cell, level) in self.rounds().into_iter().enumerate() {
             if self.cells[NodeIndex::new(cell)].is_step {
                 groups.entry(level).or_default().push(cell);
             }

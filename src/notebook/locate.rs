@@ -35,6 +35,15 @@ impl Parent {
     }
 }
 
+/// The notebook of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// Its file.
+    pub path: PathBuf,
+    /// Whether the client goes through it in order, as batch clients do: then the kernel may look ahead.
+    pub in_order: bool,
+}
+
 /// Finds the notebook: `CELLFERRY_NOTEBOOK`, the path that Jupyter Server tells, or the one
 /// notebook among the arguments of nbconvert, papermill or `jupyter execute`.
 ///
@@ -44,13 +53,17 @@ pub fn locate(
     environment: &dyn Fn(&str) -> Option<String>,
     jupyter_session: Option<&str>,
     parent: Option<&Parent>,
-) -> Option<PathBuf> {
+) -> Option<Located> {
+    let in_order = |path| Located {
+        path,
+        in_order: true,
+    };
     if let Some(path) = environment("CELLFERRY_NOTEBOOK").filter(|path| !path.is_empty()) {
-        return Some(PathBuf::from(path));
+        return Some(in_order(PathBuf::from(path)));
     }
     if let Some(parent) = parent {
         match runner::notebook(&parent.arguments) {
-            Told::Notebook(argument) => return existing(&parent.directory, argument),
+            Told::Notebook(argument) => return existing(&parent.directory, argument).map(in_order),
             Told::Unclear => return None,
             Told::NoRunner => {}
         }
@@ -63,6 +76,10 @@ pub fn locate(
     .flatten()
     .map(PathBuf::from)
     .find(|path| is_notebook(path) && path.is_file())
+    .map(|path| Located {
+        path,
+        in_order: false,
+    })
 }
 
 /// The file that an argument names, with the suffix that it may lack.

@@ -4,12 +4,19 @@ use serde_json::Value;
 
 use super::FileCell;
 
+/// The tag of the cell that papermill puts in.
+const INJECTED: &str = "injected-parameters";
+
 /// The file's code cells, and where the client is in them.
 #[derive(Debug, Default)]
 pub struct Matcher {
     cells: Vec<FileCell>,
     /// The cell that comes next if the client goes through the notebook in order.
     cursor: usize,
+    /// The same before the last request.
+    before: usize,
+    /// The cell that the last request runs.
+    last: Option<usize>,
 }
 
 impl Matcher {
@@ -20,9 +27,45 @@ impl Matcher {
 
     /// The cell that a request with this id and source runs.
     pub fn find(&mut self, cell_id: Option<&str>, source: &str) -> Option<&FileCell> {
-        let index = self.index(cell_id, source)?;
+        self.last = self.index(cell_id, source);
+        self.before = self.cursor;
+        let index = self.last?;
         self.cursor = index + 1;
         self.cells.get(index)
+    }
+
+    /// The last request is looked for again.
+    pub fn rewind(&mut self) {
+        self.cursor = self.before;
+    }
+
+    /// The place of the cell that the last request runs.
+    pub fn last(&self) -> Option<usize> {
+        self.last
+    }
+
+    /// The cells that come after it, up to where papermill may put one of its own.
+    pub fn rest(&self) -> Vec<(usize, FileCell)> {
+        let Some(last) = self.last else {
+            return Vec::new();
+        };
+        let injects = |cell: &FileCell| is_tagged(cell, "parameters");
+        if self.cells.get(last).is_some_and(injects) {
+            return Vec::new();
+        }
+        let mut rest = Vec::new();
+        for (index, cell) in self.cells.iter().enumerate().skip(last + 1) {
+            if is_tagged(cell, INJECTED) {
+                break;
+            }
+            if !may_be_left_out(cell) {
+                rest.push((index, cell.clone()));
+            }
+            if injects(cell) {
+                break;
+            }
+        }
+        rest
     }
 
     fn index(&self, cell_id: Option<&str>, source: &str) -> Option<usize> {
@@ -93,11 +136,12 @@ impl Matcher {
 /// Whether a client that goes through the notebook in order may not send this cell: it is empty,
 /// nbclient skips it, or papermill puts another in its place.
 fn may_be_left_out(cell: &FileCell) -> bool {
-    let tagged = |wanted: &str| {
-        cell.metadata
-            .get("tags")
-            .and_then(Value::as_array)
-            .is_some_and(|tags| tags.iter().any(|tag| tag == wanted))
-    };
-    cell.source.trim().is_empty() || tagged("skip-execution") || tagged("injected-parameters")
+    cell.source.trim().is_empty() || is_tagged(cell, "skip-execution") || is_tagged(cell, INJECTED)
+}
+
+fn is_tagged(cell: &FileCell, wanted: &str) -> bool {
+    cell.metadata
+        .get("tags")
+        .and_then(Value::as_array)
+        .is_some_and(|tags| tags.iter().any(|tag| tag == wanted))
 }

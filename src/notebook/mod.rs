@@ -4,7 +4,7 @@ mod locate;
 mod matcher;
 mod runner;
 
-pub use locate::{Parent, locate};
+pub use locate::{Located, Parent, locate};
 pub use matcher::Matcher;
 
 use std::path::{Path, PathBuf};
@@ -55,6 +55,9 @@ pub struct Notebook {
     path: PathBuf,
     stamp: Option<Stamp>,
     matcher: Matcher,
+    in_order: bool,
+    /// Whether the file has changed since the cells after the last one were told.
+    changed: bool,
 }
 
 type Stamp = (SystemTime, u64, u64);
@@ -82,10 +85,12 @@ struct RawCell {
 }
 
 impl Notebook {
-    /// A notebook that has not been read yet.
-    pub fn new(path: PathBuf) -> Self {
+    /// A notebook that has not been read yet; `in_order` if its client goes through it in order.
+    pub fn new(path: PathBuf, in_order: bool) -> Self {
         Self {
             path,
+            in_order,
+            changed: false,
             stamp: None,
             matcher: Matcher::default(),
         }
@@ -106,10 +111,37 @@ impl Notebook {
         Ok(self.matcher.find(cell_id, source).cloned())
     }
 
+    /// The place of the cell that was found last, if the one asked for last was found.
+    pub fn last(&self) -> Option<usize> {
+        self.matcher.last()
+    }
+
+    /// The last request is looked for again.
+    pub fn rewind(&mut self) {
+        self.matcher.rewind();
+    }
+
+    /// Whether the file was found changed by the last request.
+    pub fn has_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// The cells that a client which goes on in order will ask for after the one found last, with
+    /// their places; none if it is not clear which.
+    pub fn rest(&self) -> Vec<(usize, FileCell)> {
+        if self.in_order {
+            self.matcher.rest()
+        } else {
+            Vec::new()
+        }
+    }
+
     fn refresh(&mut self) -> Result<(), NotebookError> {
+        self.changed = false;
         let Some((raw, stamp)) = read(&self.path, self.stamp)? else {
             return Ok(());
         };
+        self.changed = true;
         self.matcher.replace(raw.code_cells());
         self.stamp = Some(stamp);
         Ok(())

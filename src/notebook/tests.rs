@@ -73,7 +73,7 @@ fn the_file_is_read_off_the_command_line_or_not_at_all() {
             ..arguments(line)
         };
         locate(&|_| None, None, Some(&parent))
-            .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+            .map(|found| found.path.file_name().unwrap().to_string_lossy().into_owned())
     };
     let cases = [
         (
@@ -142,9 +142,12 @@ fn what_the_client_tells_comes_first() {
     let environment: HashMap<&str, String> = HashMap::from([("JPY_SESSION_NAME", told.clone())]);
     assert_eq!(
         locate(&|name| environment.get(name).cloned(), None, None),
-        Some(file.clone())
+        Some(Located {
+            path: file.clone(),
+            in_order: false
+        })
     );
-    assert_eq!(locate(&|_| None, Some(&told), None), Some(file));
+    assert_eq!(locate(&|_| None, Some(&told), None).map(|found| found.path), Some(file));
     assert_eq!(locate(&|_| None, Some("relative.ipynb"), None), None);
     assert_eq!(
         locate(
@@ -152,7 +155,10 @@ fn what_the_client_tells_comes_first() {
             None,
             None
         ),
-        Some(PathBuf::from("/x.ipynb"))
+        Some(Located {
+            path: PathBuf::from("/x.ipynb"),
+            in_order: true
+        })
     );
 }
 
@@ -171,7 +177,7 @@ fn a_batch_client_started_from_a_cell_does_not_run_that_cells_notebook() {
             directory: folder.path().to_owned(),
             ..arguments(line)
         };
-        locate(&environment, Some(&inherited), Some(&parent))
+        locate(&environment, Some(&inherited), Some(&parent)).map(|found| found.path)
     };
     assert_eq!(
         started("jupyter-nbconvert --execute inner.ipynb"),
@@ -253,7 +259,7 @@ fn the_file_is_read_again_when_it_changes_and_faults_are_named() {
         ], "metadata": {"pad": pad}});
         std::fs::write(&path, text.to_string()).unwrap();
     };
-    let mut notebook = Notebook::new(path.clone());
+    let mut notebook = Notebook::new(path.clone(), true);
     assert!(
         notebook
             .cell_of(None, "a")

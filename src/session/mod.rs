@@ -213,6 +213,11 @@ impl Session {
         self.workers.get_mut(&worker)?.open.remove(msg_id)
     }
 
+    /// Whether nothing waits and nothing runs.
+    pub fn is_done(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// Whether cells are expected that the client has not asked for.
     pub fn expects(&self) -> bool {
         let last = self.queue.back();
