@@ -626,6 +626,11 @@ impl Session {
             request: run.request.message.clone(),
             count,
             touched,
+            unbound: if keep.is_some() {
+                &run.cell.access.writes - &plan.touched
+            } else {
+                BTreeSet::new()
+            },
             plan,
             keep,
             watched,
