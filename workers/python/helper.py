@@ -808,7 +808,10 @@ def define(action, _):
     if action["magic"]:
         exec(shell.transform_cell(source), namespace)
         return
-    tree = ast.parse(source, name)
+    try:
+        tree = ast.parse(source, name)
+    except SyntaxError:  # there is IPython's own syntax in it
+        tree = ast.parse(shell.transform_cell(source), name)
     ast.increment_lineno(tree, action["line"] - 1)
     exec(shell.compile(tree, name, "exec"), namespace)
 
