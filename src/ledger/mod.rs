@@ -147,6 +147,8 @@ pub struct Changes<'a> {
     pub changed: BTreeSet<Name>,
     /// Whether no other run can have a copy on its way: then what only one worker has needs no new version.
     pub alone: bool,
+    /// Whether the cell failed: how far it came is not known.
+    pub failed: bool,
     /// The cell's own definitions.
     pub definitions: &'a [Definition],
 }
@@ -229,7 +231,12 @@ impl Ledger {
             self.versions += 1;
             let version = Version(self.versions);
             held.names.insert(name.clone(), version);
-            let content = view.content_of(&name, description, number, cell, changes.definitions);
+            let definitions = if changes.failed {
+                sure(changes.definitions, &name)
+            } else {
+                changes.definitions
+            };
+            let content = view.content_of(&name, description, number, cell, definitions);
             let entry = Entry {
                 content,
                 made_by: number,
@@ -500,6 +507,17 @@ impl Ledger {
         view.get(name.as_str())
             .and_then(|entry| entry.description())
             .map_or(0, |description| description.size)
+    }
+}
+
+/// The definitions that the name can stand for after a cell that failed: an import, if it is the only one.
+fn sure<'a>(definitions: &'a [Definition], name: &Name) -> &'a [Definition] {
+    let mut binding = definitions
+        .iter()
+        .filter(|definition| definition.binds.contains(name));
+    match (binding.next(), binding.next()) {
+        (Some(only), None) if only.kind == DefinitionKind::Import => std::slice::from_ref(only),
+        _ => &[],
     }
 }
 

@@ -598,7 +598,7 @@ impl Session {
         }
         let count = self.count_of(id);
         let at_home = self.is_home(worker);
-        let inputs = if at_home && run.begun && !run.cell.access.is_step {
+        let inputs = if at_home && run.begun {
             std::mem::take(&mut self.inputs)
         } else {
             Vec::new()

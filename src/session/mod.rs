@@ -85,6 +85,8 @@ pub struct Session {
     /// Cells that the home worker's history lacks.
     inputs: Vec<(u32, Arc<str>)>,
     past: Past,
+    /// Names of values that cells changed unseen, as the user has been told.
+    told: BTreeSet<Name>,
     /// Whether values must go through shared memory: one worker may not read another's memory.
     indirect: bool,
     effects: Vec<Effect>,
