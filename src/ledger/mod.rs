@@ -283,21 +283,25 @@ impl Ledger {
                         let Some(entry) = view.get(name.as_str()) else {
                             continue;
                         };
-                        if let Content::Value(known) = &entry.content {
-                            let needs = &description.needs | &put.needs;
-                            if known.needs != needs {
-                                let content = Content::Value(Description {
-                                    needs,
-                                    ..known.clone()
-                                });
-                                let entry = Entry {
-                                    content,
-                                    ..Entry::clone(entry)
-                                };
-                                delta.describe(name, entry);
-                            }
-                        }
                         let version = put.versions.get(name).copied().unwrap_or(entry.version);
+                        let needs = &description.needs | &put.needs;
+                        let known = match &entry.content {
+                            Content::Value(known) if known.needs != needs => Some(known),
+                            // Its holder has died since: here is another one.
+                            Content::Lost(_) if version == entry.version => Some(description),
+                            _ => None,
+                        };
+                        if let Some(known) = known {
+                            let content = Content::Value(Description {
+                                needs,
+                                ..known.clone()
+                            });
+                            let entry = Entry {
+                                content,
+                                ..Entry::clone(entry)
+                            };
+                            delta.describe(name, entry);
+                        }
                         held.names.insert(name.clone(), version);
                     }
                 }
