@@ -668,24 +668,24 @@ def watch(names):
 
 
 def changed(watched, others):
-    """Those of the watched names that are not what they were, or that now share an object with one of the others,
-    through which they could be changed later."""
+    """Those of the watched names that are not what they were, or that now share an object with one of the others
+    outside of their group, through which they could be changed later."""
     found = set()
     for group, identities, before in watched:
         if not all(exists(name) for name in group) or before is None or digest(group) != before:
             found.update(group)
         elif any(not name.endswith(".") and id(value_of(name)) != identities[name] for name in group):
             found.update(group)
-    same = [name for group, _, _ in watched for name in group if name not in found]
-    if same and others:
-        held = {name: reach([name]) for name in same if may_share(value_of(name))}
-        for other in others:
-            if not exists(other) or not may_share(value_of(other)):
+    groups = {name: group for group, _, _ in watched for name in group}
+    held = {name: reach([name]) for name in groups if name not in found and may_share(value_of(name))}
+    others = [name for name in {*others, *groups} if exists(name) and may_share(value_of(name))]
+    for other in others if held and len(others) > 1 else ():
+        reached = reach([other])
+        for name, objects in held.items():
+            if other in groups[name]:
                 continue
-            reached = reach([other])
-            for name, objects in held.items():
-                if reached is None or objects is None or not reached.keys().isdisjoint(objects.keys()):
-                    found.add(name)
+            if reached is None or objects is None or not reached.keys().isdisjoint(objects.keys()):
+                found.add(name)
     return found
 
 
@@ -1034,8 +1034,7 @@ def report():
         seen = {name: described for name, described in seen.items() if not described["partial"]}
         kept = before.kept if before and not failed else []
         compared = [*watched, *(before.watched if kept else ())]
-        names = {name for group, _, _ in compared for name in group}
-        others = {*bound, *(touched or ())} - names if names else ()
+        others = {*bound, *(touched or ())} if compared else ()
         content = {
             "bound": bound, "deleted": gone, "seen": seen, "failed": failed, "seconds": seconds,
             "kept": kept, "changed": sorted(changed(compared, others)),
