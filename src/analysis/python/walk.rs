@@ -10,6 +10,7 @@ use ruff_python_ast::{
 };
 use ruff_text_size::Ranged;
 
+use super::methods::only_reads;
 use super::bindings::{Bindings, pattern_name, targets};
 use super::later::{Functions, Later};
 use super::scope::{Scope, class_around};
@@ -301,7 +302,9 @@ impl<'s> Walker<'s> {
         match &*call.func {
             Expr::Name(name) => self.read_to(&name.id, true),
             function => {
-                if let Expr::Attribute(attribute) = function {
+                if let Expr::Attribute(attribute) = function
+                    && !only_reads(&attribute.attr, call)
+                {
                     self.mutate(&attribute.value);
                 }
                 self.visit_expr(function);
