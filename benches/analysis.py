@@ -22,7 +22,7 @@ from scipy.stats import norm as norm{n}
 @cache(size=limit)
 def f{n}(x, *args, scale=scale{m}, **more) -> "Frame":
     global calls{n}
-    calls{n} = [g(y, k=x) for y in args if y.valid] + f{m}(x)
+    calls{n} = [g(y, k=x) for y in args if y.valid] + helper(x)
     return {{name: value * scale for name, value in more.items()}}
 class Model{n}(Base{m}):
     rate = rate{m}
