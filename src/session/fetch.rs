@@ -126,7 +126,14 @@ impl Session {
                 .workers
                 .get(&holder)
                 .is_none_or(|worker| worker.target != *target);
-            (self.is_occupied(holder), elsewhere, holder)
+            // Ahead of its turn a run rather waits than lets the same value cross to its target again.
+            let occupied = self.is_occupied(holder);
+            let order = if run.begun {
+                (occupied, elsewhere)
+            } else {
+                (elsewhere, occupied)
+            };
+            (order, holder)
         };
         let plan = self.ledger.plan(
             &view,
@@ -445,7 +452,12 @@ impl Session {
                     transfer,
                 };
                 parcel.put = Some(put.clone());
-                let mut size = size;
+                let target_of = |id: &WorkerId| self.workers.get(id).map(|worker| &worker.target);
+                let from = target_of(&holder);
+                let reader = users.iter().find_map(|user| self.runs.get(user));
+                // From one worker of a target to another nothing crosses.
+                let crosses = reader.is_none_or(|run| Some(&run.cell.target) != from);
+                let mut size = if crosses { size } else { 0 };
                 for user in users {
                     self.arrived(user, &put, &missing, std::mem::take(&mut size));
                 }

@@ -57,7 +57,8 @@ impl Session {
         let (source, definitions) = (run.cell.source.clone(), run.cell.definitions.clone());
         self.has_copied(id);
         let alone = begun
-            && self.started().all(|(other, _)| other == id)
+            && self.given().all(|(other, _)| other == id)
+            && self.workers.values().all(|worker| worker.dying.is_none())
             && self.parcels.values().all(|parcel| parcel.users.contains(&id));
         let view = self.view(seq).into_owned();
         let changed = report.changed;
