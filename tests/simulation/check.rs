@@ -226,7 +226,7 @@ impl<'a> Judge<'a> {
         let lost = outcome
             .exception
             .as_ref()
-            .and_then(|exception| self.misses(exception));
+            .and_then(|exception| self.misses(exception.ename, &exception.evalue));
         match &outcome.exception {
             Some(exception) if exception.ename == "KeyboardInterrupt" => {
                 if !open.interrupted {
@@ -251,10 +251,10 @@ impl<'a> Judge<'a> {
             }
         }
         if let Some(exception) = &raised {
-            said.push(Said::Error(exception.ename.to_owned(), exception.evalue.clone()));
+            said.push(exception.clone().into());
         }
-        let (bound, gone) = self.model.changes(&before);
-        for name in bound.iter().chain(&gone) {
+        let (bound, _) = self.model.changes(&before);
+        for name in &bound {
             self.perhaps_lost.remove(name);
         }
         if !outcome.worker_lives {
@@ -265,11 +265,11 @@ impl<'a> Judge<'a> {
     }
 
     /// The name that a `NameError` is about, if the notebook has it and its value may be out of reach.
-    fn misses(&self, exception: &Exception) -> Option<Name> {
-        if exception.ename != "NameError" {
+    fn misses(&self, ename: &str, evalue: &str) -> Option<Name> {
+        if ename != "NameError" {
             return None;
         }
-        let name = Name::from(exception.evalue.split('\'').nth(1)?);
+        let name = Name::from(evalue.split('\'').nth(1)?);
         (self.model.has(&name) && self.is_out_of_reach(&name)).then_some(name)
     }
 
@@ -302,22 +302,27 @@ impl<'a> Judge<'a> {
         if !justified {
             return Err(wrong(format!("fails for no reason: {problem:?}")));
         }
-        // What it had shown by then must be right, too, and what it did is lost with its worker.
-        let mut said: Vec<Said> = count.map(Said::Input).into_iter().collect();
-        let mode = Mode {
-            count,
-            absent: None,
-        };
-        let mut model = self.model.clone();
-        for statement in &cell.statements {
-            if model.execute(statement, mode, &mut said).is_err() {
-                break;
-            }
-        }
         let error = Said::Error(problem.ename.clone(), problem.evalue.clone());
         let mut shown = open.shown.clone();
         if !cell.silent && shown.pop().as_ref() != Some(&error) {
             return Err(wrong(format!("does not show its error: {:?}", open.shown)));
+        }
+        // What it had shown by then must be right, too, and what it did is lost with its worker.
+        let absent = match shown.last() {
+            Some(Said::Error(ename, evalue)) => self.misses(ename, evalue),
+            _ => None,
+        };
+        let mut said: Vec<Said> = count.map(Said::Input).into_iter().collect();
+        let mode = Mode {
+            count,
+            absent: absent.as_ref(),
+        };
+        let mut model = self.model.clone();
+        for statement in &cell.statements {
+            if let Err(exception) = model.execute(statement, mode, &mut said) {
+                said.push(exception.into());
+                break;
+            }
         }
         said.truncate(shown.len());
         compare(cell.id, &said, &shown)

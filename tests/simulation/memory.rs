@@ -68,6 +68,12 @@ pub struct Exception {
     pub evalue: String,
 }
 
+impl From<Exception> for Said {
+    fn from(exception: Exception) -> Self {
+        Self::Error(exception.ename.to_owned(), exception.evalue)
+    }
+}
+
 impl Exception {
     fn new(ename: &'static str, evalue: impl Into<String>) -> Self {
         Self {

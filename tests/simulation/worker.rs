@@ -395,8 +395,7 @@ impl Worker {
             return Some(time);
         }
         if let Some(exception) = &exception {
-            let error = Said::Error(exception.ename.to_owned(), exception.evalue.clone());
-            says.push(Says::Shows(run, error));
+            says.push(Says::Shows(run, exception.clone().into()));
         }
         let report = self.report(&running, outside.fault);
         says.push(Says::Reports(run, Box::new(report)));

@@ -351,6 +351,7 @@ impl<'a> World<'a> {
 
     /// Lets the session expect what stands next in the notebook's file.
     fn expect(&mut self) -> Result<(), Violation> {
+        self.forget_expected();
         if self.client.expected.is_empty() {
             self.client.accesses_expected = self.client.accesses.clone();
         }
@@ -377,7 +378,15 @@ impl<'a> World<'a> {
         self.tell(Event::Expect(cells))
     }
 
+    /// After an error the session expects nothing more.
+    fn forget_expected(&mut self) {
+        if !self.session.expects() {
+            self.client.expected.clear();
+        }
+    }
+
     fn unexpect(&mut self) -> Result<(), Violation> {
+        self.forget_expected();
         if self.client.expected.is_empty() {
             return Ok(());
         }
