@@ -24,7 +24,7 @@ def cell(number):
     return f"import numpy as np\ndef f(x, y):\n    return y.sqrt(x) + k\nk = {number}"
 
 
-def write(path, count):
+def write(path, count, cell=cell):
     cells = [
         {"cell_type": "code", "id": f"c{number}", "metadata": {}, "source": cell(number), "outputs": [], "execution_count": None}
         for number in range(count)

@@ -2,6 +2,7 @@
 
 import sys
 
+import analysis
 import carry
 import latency
 import memory
@@ -9,5 +10,5 @@ import plan
 import start
 
 if __name__ == "__main__":
-    results = [bench.main() for bench in (start, latency, carry, memory, plan)]
+    results = [bench.main() for bench in (start, latency, carry, memory, plan, analysis)]
     sys.exit(not all(results))

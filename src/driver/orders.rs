@@ -69,7 +69,7 @@ pub fn execute_parts(run: RunId, orders: Orders, values: &mut Values) -> Parts {
         "cellferry".to_owned(),
         json!({
             "count": orders.count, "actions": actions, "touched": orders.touched, "watched": orders.watched,
-            "keep": orders.keep, "run": run.0,
+            "keep": orders.keep, "unbound": orders.unbound, "run": run.0,
         }),
     );
     let metadata = serde_json::to_vec(&metadata).unwrap_or_default();

@@ -92,6 +92,14 @@ pub struct Held {
     shown: Vec<u32>,
 }
 
+impl Held {
+    /// Whether the name is here as it is in `view`.
+    pub fn has(&self, view: &Namespace, name: &Name) -> bool {
+        let version = view.version(name);
+        version.is_some() && self.names.get(name) == version.as_ref()
+    }
+}
+
 /// Names and versions that share objects, wherever they are.
 type Kin = Arc<BTreeMap<Name, Version>>;
 

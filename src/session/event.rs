@@ -240,6 +240,9 @@ pub struct Orders {
     pub touched: Option<Vec<Name>>,
     /// If it may have to be undone: names of values that it could change and that nobody else has.
     pub keep: Option<BTreeSet<Name>>,
+    /// Names that the cell may bind and does not read: not there while it runs, so that binding one to the very
+    /// object that it had is noticed. Those that it does not bind are put back.
+    pub unbound: BTreeSet<Name>,
     /// Names of values to be compared with what they are after the run.
     pub watched: BTreeSet<Name>,
     /// Cells that ran elsewhere since the last one here: for `In` and the history.

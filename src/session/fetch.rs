@@ -180,6 +180,25 @@ impl Session {
         })
     }
 
+    /// Whether an earlier run that has nothing yet will read what only this run's worker has, and the run may replace.
+    fn is_needed_before(&self, run: &Run, only_here: &BTreeSet<Name>) -> bool {
+        let Some(worker) = run.state.worker() else {
+            return false;
+        };
+        let view = self.view(run.seq);
+        let only_holder = |name: &&Name| {
+            let mut holders = self.ledger.holders(&view, name.as_str());
+            holders.next() == Some(worker) && holders.next().is_none()
+        };
+        let replaced: BTreeSet<&Name> = run.cell.access.writes.iter().filter(only_holder).collect();
+        let has_all = |other: &Run| matches!(other.state, State::Running(_) | State::Finished(_));
+        self.near()
+            .take_while(|(_, other)| other.seq < run.seq)
+            .filter(|(_, other)| !has_all(other))
+            .flat_map(|(_, other)| &other.cell.access.reads)
+            .any(|name| only_here.contains(name) || replaced.contains(name))
+    }
+
     /// Whether a later run has been started that uses the name.
     fn is_used(&self, name: &Name, seq: u64) -> bool {
         self.started()
@@ -195,11 +214,23 @@ impl Session {
 
     /// Nobody has these names: whoever has replaced them ahead of its turn is taken back.
     fn recover(&mut self, id: RunId, seq: u64, absent: &BTreeSet<Name>) -> bool {
+        let view = self.view(seq);
+        let replaced = |run: &Run| {
+            let undo = run.undo.as_ref();
+            undo.is_some_and(|undo| absent.iter().any(|name| undo.before.has(&view, name)))
+        };
         let later: BTreeSet<RunId> = self
             .given()
-            .filter(|(_, run)| run.seq > seq)
+            .filter(|(_, run)| run.seq > seq && replaced(run))
             .map(|(id, _)| id)
             .collect();
+        drop(view);
+        for id in &later {
+            if let Some(run) = self.runs.get_mut(id) {
+                // Not the same once more.
+                run.in_turn = true;
+            }
+        }
         if self.take_back(later) {
             return true;
         }
@@ -306,14 +337,11 @@ impl Session {
             std::mem::swap(&mut stale, &mut ignored);
         }
         let others = names.iter().any(|name| self.is_wanted_too(name, id));
-        let lent = self
-            .workers
-            .get(&holder)
-            .is_some_and(|worker| !worker.lent.is_empty());
-        let reader = match run.state {
-            State::Fetching { worker, .. } if !self.indirect && !others && !lent => Some(worker),
-            _ => None,
-        };
+        // Only the run that has its turn may keep its holder from running something else until it has copied.
+        let reader = run
+            .state
+            .worker()
+            .filter(|_| run.begun && !self.indirect && !others);
         drop(view);
         self.next_transfer += 1;
         let transfer = self.next_transfer;
@@ -542,11 +570,12 @@ impl Session {
         let Some(worker) = run.state.worker() else {
             return false;
         };
-        if let Some(lent) = self.workers.get(&worker).map(|worker| &worker.lent)
-            && !lent.is_empty()
+        if self
+            .workers
+            .get(&worker)
+            .is_some_and(|worker| !worker.lent.is_empty())
         {
-            let readers = lent.clone();
-            return run.begun && self.take_back(readers);
+            return false;
         }
         let Prepared {
             plan,
@@ -563,7 +592,8 @@ impl Session {
             }
             _ => false,
         };
-        if !run.begun && self.started().any(may_change) {
+        if !run.begun && (self.started().any(may_change) || self.is_needed_before(run, &only_here))
+        {
             return false;
         }
         let count = self.count_of(id);
@@ -596,6 +626,11 @@ impl Session {
             request: run.request.message.clone(),
             count,
             touched,
+            unbound: if keep.is_some() {
+                &run.cell.access.writes - &plan.touched
+            } else {
+                BTreeSet::new()
+            },
             plan,
             keep,
             watched,

@@ -1,6 +1,6 @@
-//! The analysis against two judges: CPython's own bytecode and symbol table (`oracle.py`), over
-//! the standard library, and a table of sources with what must be found in them
-//! (`expectations.txt`).
+//! The analysis against three judges: CPython's own bytecode and symbol table (`oracle.py`), over
+//! the standard library; generated cells that CPython runs (`played.py`); and a table of sources
+//! with what must be found in them (`expectations.txt`).
 
 #![allow(clippy::unwrap_used)] // In a test a panic is the report.
 
@@ -15,6 +15,9 @@ const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/analysis");
 
 /// Files of the standard library to compare; `CELLFERRY_ANALYSIS_FILES` sets another number.
 const FILES: &str = "80";
+
+/// Seeds of generated cells to play; `CELLFERRY_ANALYSIS_CELLS` sets another number.
+const CELLS: &str = "400";
 
 type Names = BTreeSet<String>;
 
@@ -156,6 +159,47 @@ fn nothing_that_cpython_sees_is_missing() {
     assert!(
         faults.is_empty(),
         "{} faults:\n{}",
+        faults.len(),
+        faults.join("\n")
+    );
+}
+
+#[test]
+fn nothing_that_a_run_shows_is_missing() {
+    let cells = std::env::var("CELLFERRY_ANALYSIS_CELLS").unwrap_or_else(|_| CELLS.to_owned());
+    let output = Command::new("python3")
+        .args([&format!("{HERE}/played.py"), "0", &cells])
+        .output()
+        .expect("`python3` is needed on PATH");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let (mut compared, mut faults) = (0, Vec::new());
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let item: Value = serde_json::from_str(line).expect("the player writes JSON");
+        let source = item["source"].as_str().unwrap_or_default();
+        let analysis = analyse(source);
+        compared += 1;
+        let reads = analysis.reads.iter();
+        let now = reads.filter(|(_, how)| **how != Read::Deferred);
+        // What the cell itself deletes is no longer the notebook's, but may be asked for.
+        let known = &names(now.map(|(name, _)| name)) | &names(&analysis.deletes);
+        for (what, expected, found) in [
+            ("read", &item["reads"], known),
+            ("bound", &item["writes"], names(&analysis.writes)),
+        ] {
+            let absent: Vec<_> = listed(expected).difference(&found).cloned().collect();
+            if !absent.is_empty() {
+                faults.push(format!("{what}: {}\n{source}", absent.join(" ")));
+            }
+        }
+    }
+    assert!(compared > 100, "only {compared} cells");
+    assert!(
+        faults.is_empty(),
+        "{} of {compared}:\n{}",
         faults.len(),
         faults.join("\n")
     );

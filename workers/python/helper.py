@@ -808,7 +808,10 @@ def define(action, _):
     if action["magic"]:
         exec(shell.transform_cell(source), namespace)
         return
-    tree = ast.parse(source, name)
+    try:
+        tree = ast.parse(source, name)
+    except SyntaxError:  # there is IPython's own syntax in it
+        tree = ast.parse(shell.transform_cell(source), name)
     ast.increment_lineno(tree, action["line"] - 1)
     exec(shell.compile(tree, name, "exec"), namespace)
 
@@ -910,7 +913,12 @@ def execute(stream, ident, parent):
     if actions and not failed:
         failed = prelude(actions, [bytes(buffer) for buffer in parent.get("buffers", ())])
     watched = watch(order.get("watched") or ()) if not failed else []
-    running.append((parent, failed, order.get("touched"), before, watched, time.perf_counter()))
+    unbound = {}
+    for name in order.get("unbound") or () if not failed else ():
+        known.pop(name, None)
+        if name in namespace:
+            unbound[name] = namespace.pop(name)
+    running.append((parent, failed, order.get("touched"), before, watched, unbound, time.perf_counter()))
     return None if failed else execute_request(stream, ident, parent)
 
 
@@ -918,8 +926,12 @@ def report():
     """Called by ipykernel when it is done with a request: tells what the cell bound."""
     after_request()
     while running:
-        parent, failed, touched, before, watched, started = running.pop()
+        parent, failed, touched, before, watched, unbound, started = running.pop()
         seconds = time.perf_counter() - started
+        for name, value in unbound.items():
+            if name not in namespace:
+                namespace[name] = value
+                known[name] = id(value)
         # In a notebook with one worker nobody else will ask.
         bound, gone = changes(thorough=touched is not None)
         seen = {name: describe_name(name) for name in touched or () if name not in bound and exists(name)}

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use ruff_python_ast::visitor::{Visitor, walk_expr, walk_pattern, walk_stmt};
-use ruff_python_ast::{ExceptHandler, Expr, ExprContext, Parameters, Pattern, Stmt};
+use ruff_python_ast::{ExceptHandler, Expr, ExprContext, ExprLambda, Parameters, Pattern, Stmt};
 
+use super::scope::mangled;
 use crate::name::Name;
 
-/// The names of one function's scope.
+/// The names of one function's scope, or of a class body's.
 #[derive(Debug, Default)]
 pub struct Bindings {
     /// Bound in it, parameters included.
@@ -15,12 +16,17 @@ pub struct Bindings {
     /// Declared `global`.
     pub globals: BTreeSet<Name>,
     nonlocals: BTreeSet<Name>,
+    /// The class in which it stands: private names are mangled with it.
+    class: Option<Name>,
 }
 
 impl Bindings {
-    /// Of a function or lambda.
-    pub fn of(parameters: Option<&Parameters>, body: &[Stmt]) -> Self {
-        let mut bindings = Self::default();
+    /// Of a function, a lambda or a class body.
+    pub fn of(class: Option<&Name>, parameters: Option<&Parameters>, body: &[Stmt]) -> Self {
+        let mut bindings = Self {
+            class: class.cloned(),
+            ..Self::default()
+        };
         if let Some(parameters) = parameters {
             for parameter in parameters {
                 bindings.bind(parameter.name().as_str());
@@ -37,14 +43,26 @@ impl Bindings {
         self.visit_expr(expression);
     }
 
+    /// Whether a class body leaves the name to another scope.
+    pub fn is_foreign(&self, name: &Name) -> bool {
+        self.globals.contains(name) || self.nonlocals.contains(name)
+    }
+
     fn bind(&mut self, name: &str) {
-        self.locals.insert(Name::from(name));
+        self.locals.insert(self.name(name));
+    }
+
+    fn name(&self, text: &str) -> Name {
+        mangled(self.class.as_ref(), text)
     }
 }
 
 /// The names that a pattern of targets binds.
-pub fn targets(target: &Expr) -> BTreeSet<Name> {
-    let mut bindings = Bindings::default();
+pub fn targets(class: Option<&Name>, target: &Expr) -> BTreeSet<Name> {
+    let mut bindings = Bindings {
+        class: class.cloned(),
+        ..Bindings::default()
+    };
     bindings.visit_expr(target);
     bindings.locals
 }
@@ -81,12 +99,16 @@ impl<'a> Visitor<'a> for Bindings {
                     .iter()
                     .for_each(|arguments| self.visit_arguments(arguments));
             }
-            Stmt::Global(global) => self
-                .globals
-                .extend(global.names.iter().map(|name| Name::from(name.as_str()))),
-            Stmt::Nonlocal(nonlocal) => self
-                .nonlocals
-                .extend(nonlocal.names.iter().map(|name| Name::from(name.as_str()))),
+            Stmt::Global(global) => {
+                let names = global.names.iter().map(|name| self.name(name));
+                let names: Vec<Name> = names.collect();
+                self.globals.extend(names);
+            }
+            Stmt::Nonlocal(nonlocal) => {
+                let names = nonlocal.names.iter().map(|name| self.name(name));
+                let names: Vec<Name> = names.collect();
+                self.nonlocals.extend(names);
+            }
             Stmt::Import(import) => {
                 for alias in &import.names {
                     match &alias.asname {
@@ -108,8 +130,9 @@ impl<'a> Visitor<'a> for Bindings {
     fn visit_expr(&mut self, expression: &'a Expr) {
         match expression {
             Expr::Name(name) if !matches!(name.ctx, ExprContext::Load) => self.bind(&name.id),
-            // Scopes of their own, but `:=` inside a comprehension binds outside of it.
-            Expr::Lambda(_) => {}
+            // Scopes of their own, but a lambda's defaults, and `:=` inside a comprehension, bind
+            // outside of it.
+            Expr::Lambda(lambda) => defaults(lambda).for_each(|default| self.visit_expr(default)),
             Expr::ListComp(_) | Expr::SetComp(_) | Expr::DictComp(_) | Expr::Generator(_) => {
                 let mut walrus = Walrus(Vec::new());
                 walk_expr(&mut walrus, expression);
@@ -157,8 +180,16 @@ impl<'a> Visitor<'a> for Walrus {
                 }
                 self.visit_expr(&named.value);
             }
-            Expr::Lambda(_) => {}
+            Expr::Lambda(lambda) => defaults(lambda).for_each(|default| self.visit_expr(default)),
             _ => walk_expr(self, expression),
         }
     }
+}
+
+fn defaults(lambda: &ExprLambda) -> impl Iterator<Item = &Expr> {
+    let parameters = lambda
+        .parameters
+        .iter()
+        .flat_map(|parameters| parameters.iter());
+    parameters.filter_map(|parameter| parameter.default())
 }

@@ -1,12 +1,23 @@
 //! Python and IPython source, on ruff's parser.
 //!
-//! `walk` follows the program's paths, `scope` says to whom a name belongs, `magics` knows what
-//! IPython adds, `bindings` what a function binds.
+//! `input` cleans the text as IPython does, `walk` follows the program's paths, `access` notes what
+//! each name met there means, `define` cuts definitions out, `ipython` follows magics and shell lines,
+//! `reflect` knows by what a source reaches names that it does not show. Beneath them, `scope` says to
+//! whom a name belongs, `sure` what is bound on every path, `later` what a call does, `bindings` what
+//! a function binds, `magics` what IPython adds, and `depth` how much stack all of it needs.
 
+mod access;
 mod bindings;
 mod completion;
+mod define;
+mod depth;
+mod input;
+mod ipython;
+mod later;
 mod magics;
+mod reflect;
 mod scope;
+mod sure;
 mod walk;
 
 pub use completion::completion_root;
@@ -17,14 +28,14 @@ use ruff_python_parser::{Mode, ParseOptions, parse_unchecked};
 use super::{Analysis, Dynamic};
 use walk::Walker;
 
-/// Brackets nested deeper than this are not analysed: CPython refuses them, too (MAXLEVEL of its tokenizer).
-const DEEPEST: usize = 200;
+/// Source that nests deeper than this is not analysed. CPython gives up at a tenth of it.
+const DEEPEST: usize = 50_000;
 
-/// Source up to this length (bytes) cannot nest deeply enough to need a stack of its own.
-const SHORT: usize = 4 << 10;
+/// Source up to this depth needs no stack of its own.
+const SHALLOW: usize = 60;
 
-/// The stack for longer sources, in bytes; only what is used is ever touched.
-const STACK: usize = 256 << 20;
+/// Stack for one level, in bytes, more than any takes without optimisation; only what is used is ever touched.
+const LEVEL: usize = 8 << 10;
 
 /// Analyses the source of one Python cell.
 pub fn analyse(source: &str) -> Analysis {
@@ -32,15 +43,20 @@ pub fn analyse(source: &str) -> Analysis {
         dynamic: Some(Dynamic::Unparsable),
         ..Analysis::default()
     };
-    if nesting(source) > DEEPEST {
-        return unknown();
-    }
-    if source.len() <= SHORT {
+    let source = &*input::cleaned(source);
+    let depth = match magics::cell_magic(source) {
+        Some(cell) if cell.body_kind().is_text() => 0,
+        Some(_) | None => depth::depth(source),
+    };
+    if depth <= SHALLOW {
         return analyse_here(source);
+    }
+    if depth > DEEPEST {
+        return unknown();
     }
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
-            .stack_size(STACK)
+            .stack_size((SHALLOW + depth) * LEVEL)
             .spawn_scoped(scope, || analyse_here(source));
         thread
             .ok()
@@ -53,37 +69,19 @@ fn analyse_here(source: &str) -> Analysis {
     let mut walker = Walker::new(source);
     match magics::cell_magic(source) {
         Some(cell) => walker.cell_magic(&cell),
-        None => {
-            let parsed = with_parsed(source, |body| walker.program(body));
-            walker.parsed(parsed);
-        }
+        None => walker.cell(source),
     }
     walker.finish()
 }
 
-/// Parses `source`, hands the statements over, and says whether it was valid.
-fn with_parsed(source: &str, take: impl FnOnce(&[Stmt])) -> bool {
+/// Parses `source`, and hands the statements over with whether they are all valid. If not, they are
+/// what could be recovered.
+fn with_parsed<T>(source: &str, take: impl FnOnce(&[Stmt], bool) -> T) -> T {
     let parsed = parse_unchecked(source, ParseOptions::from(Mode::Ipython));
-    if let Mod::Module(module) = parsed.syntax() {
-        take(&module.body);
+    match parsed.syntax() {
+        Mod::Module(module) => take(&module.body, parsed.errors().is_empty()),
+        Mod::Expression(_) => take(&[], false),
     }
-    parsed.errors().is_empty()
-}
-
-/// How deeply brackets nest, strings and comments counted as if they were code: an upper bound.
-fn nesting(source: &str) -> usize {
-    let (mut depth, mut deepest) = (0usize, 0);
-    for byte in source.bytes() {
-        match byte {
-            b'(' | b'[' | b'{' => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
 }
 
 #[cfg(test)]

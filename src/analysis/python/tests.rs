@@ -81,8 +81,8 @@ fn names_are_read_by_pythons_own_scoping() {
         ("y = 1\ndef f(): return y\nf()", ""),
         ("@d(k)\ndef f(): return y", "d k y?"),
         (
-            "class C(B, metaclass=M):\n  a = x\n  b = a\n  def m(self): return a + g",
-            "B M a~ g~ x",
+            "class C(B):\n  a = x\n  b = a\n  def m(self): return a + g",
+            "B a~ g~ x",
         ),
         ("class C:\n  def m(self): return C", ""),
         ("class C:\n  class D:\n    def m(self): return g", "g~"),
@@ -279,7 +279,7 @@ fn ipython_lines_are_read_as_ipython_reads_them() {
         ("%%bash -s {x} --out o\necho $y", "x?"),
         ("%%writefile {name}\nx = y", "name?"),
         ("%%html\n<b>{x}</b>", ""),
-        ("%xdel x", "x"),
+        ("%xdel -n x", "x"),
     ];
     for (source, expected) in cases {
         let analysis = analyse(source);
@@ -348,6 +348,21 @@ fn monstrous_sources_do_no_harm() {
         "not ".repeat(50_000) + "x",
         "x".to_owned() + &".a".repeat(20_000),
         "x".to_owned() + &"()".repeat(20_000),
+        "x = ".to_owned() + &"a + ".repeat(2_000_000) + "b",
+        "-".repeat(4_000) + "x",
+        "-".repeat(3_000_000) + "x",
+        "lambda a, b: ".repeat(10_000) + "x",
+        "(".repeat(5_000) + "x" + &")".repeat(5_000),
+        "a if b else ".repeat(10_000) + "c",
+        "%time ".repeat(5_000) + "x",
+        "%%time\n".repeat(5_000) + "x",
+        "!echo {".to_owned() + &"-".repeat(5_000) + "x}",
+        "x: '".to_owned() + &"-".repeat(5_000) + "x'",
+        (0..1_000)
+            .map(|depth| " ".repeat(depth) + "def f(a=b):\n")
+            .collect::<String>()
+            + &" ".repeat(1_000)
+            + "y",
         "if x:\n".to_owned()
             + &(1..90)
                 .map(|depth| " ".repeat(depth) + "if x:\n")
@@ -357,6 +372,21 @@ fn monstrous_sources_do_no_harm() {
     ] {
         let _ = analyse(&source);
     }
+}
+
+#[test]
+fn what_is_deep_but_legal_is_followed() {
+    for source in [
+        "x = ".to_owned() + &"a + ".repeat(10_000) + "b",
+        "x = ".to_owned() + &"[".repeat(2_000) + "a, b" + &"]".repeat(2_000),
+        "x = ".to_owned() + &"(".repeat(5_000) + "a + b" + &")".repeat(5_000),
+        "x = a".to_owned() + &".m()".repeat(3_000) + " + b",
+    ] {
+        assert_eq!(reads(&source), "a b");
+    }
+    // Brackets in text do not nest.
+    let text = format!("x = '{}' + a", "(".repeat(1_000));
+    assert_eq!(reads(&text), "a");
 }
 
 #[test]
