@@ -128,6 +128,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    pub fn set(&mut self, name: &Name, value: Value) {
+        self.names.insert(name.clone(), value);
+    }
+
     pub fn get(&self, name: &Name) -> Option<&Value> {
         self.names.get(name)
     }
@@ -142,8 +146,12 @@ impl Memory {
         self.names.keys()
     }
 
-    pub fn forget(&mut self, name: &Name) {
-        self.names.remove(name);
+    pub fn forget(&mut self, name: &Name) -> Option<Value> {
+        self.names.remove(name)
+    }
+
+    pub fn bind(&mut self, name: &Name, value: Value) {
+        self.names.insert(name.clone(), value);
     }
 
     pub fn snapshot(&self) -> Snapshot {

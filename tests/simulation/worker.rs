@@ -9,7 +9,7 @@ use cellferry::session::{Orders, PreludeFailure, Report, RunId, Taken};
 use cellferry_wire::protocol::WorkerId;
 
 use crate::fault::Fault;
-use crate::memory::{Exception, Memory, Mode, Parcel, Said, Snapshot};
+use crate::memory::{Exception, Memory, Mode, Parcel, Said, Snapshot, Value};
 use crate::program::{Program, Statement};
 use crate::random::Fate;
 
@@ -105,6 +105,8 @@ struct Running {
     before: Snapshot,
     watched: Vec<Watched>,
     kept: BTreeSet<Name>,
+    /// What is hidden from the cell so that binding it to the same again is noticed.
+    unbound: BTreeMap<Name, Value>,
 }
 
 /// Names that share objects, and what they were.
@@ -272,6 +274,10 @@ impl Worker {
         if let Some(last) = self.kept.last().filter(|kept| kept.run == run) {
             watched.extend(last.watched.iter().cloned());
         }
+        let unbound = orders.unbound.iter();
+        let unbound = unbound
+            .filter_map(|name| Some((name.clone(), self.memory.forget(name)?)))
+            .collect();
         self.standing.push(run);
         let running = Running {
             run,
@@ -279,6 +285,7 @@ impl Worker {
             before: self.memory.snapshot(),
             watched,
             kept,
+            unbound,
             orders,
         };
         let time = self.time_of_statement(&running, outside);
@@ -396,6 +403,12 @@ impl Worker {
         }
         if let Some(exception) = &exception {
             says.push(Says::Shows(run, exception.clone().into()));
+        }
+        for (name, value) in std::mem::take(&mut running.unbound) {
+            if !self.memory.has(&name) {
+                self.memory.bind(&name, value.clone());
+                running.before.set(&name, value);
+            }
         }
         let report = self.report(&running, outside.fault);
         says.push(Says::Reports(run, Box::new(report)));
