@@ -478,7 +478,7 @@ impl Driver {
         message.identities = vec![Bytes::from(header.msg_type)];
         match run {
             Some(run) => self.say(run, worker, Channel::Iopub, message),
-            None => self.show(None, worker, message),
+            None => self.show(worker, message),
         }
     }
 
@@ -494,18 +494,33 @@ impl Driver {
         if self.discarded.contains(&run) {
             return;
         }
-        match (self.held.get_mut(&run), channel) {
-            (Some(held), _) => held.push((worker, channel, message)),
-            (None, Channel::Stdin) => self.ask_for_input(run, worker, message),
-            (None, _) => self.show(Some(run), worker, message),
+        if let Some(held) = self.held.get_mut(&run) {
+            held.push((worker, channel, message));
+        } else if let Some(asked) = self.session.request(run).cloned() {
+            self.tell_client(&asked, worker, channel, message);
         }
     }
 
-    /// Passes a worker's output on, under the cell that the client knows.
-    fn show(&mut self, run: Option<RunId>, worker: WorkerId, mut message: Message) {
-        if let Some(asked) = run.and_then(|run| self.session.request(run)) {
-            message.parent_header = asked.message.header.clone();
+    fn tell_client(
+        &mut self,
+        asked: &Asked,
+        worker: WorkerId,
+        channel: Channel,
+        mut message: Message,
+    ) {
+        // The worker may know the cell by a request of our own.
+        message.parent_header = asked.message.header.clone();
+        if channel == Channel::Stdin {
+            message.identities = asked.message.identities.clone();
+            self.asking = Some(worker);
+            self.outbox.send(cellferry_kernel::Channel::Stdin, message);
+        } else {
+            self.show(worker, message);
         }
+    }
+
+    /// Passes a worker's output on.
+    fn show(&mut self, worker: WorkerId, message: Message) {
         match message.identities.first().map(Bytes::as_ref) {
             Some(b"comm_open") => self.comms.opened(&message.content, worker),
             Some(b"comm_close") => self.comms.closed(&message.content),
@@ -599,16 +614,6 @@ impl Driver {
             Some(run) => self.say(run, worker, Channel::Stdin, message),
             None => tracing::warn!("worker {} asks for input outside a cell", worker.0),
         }
-    }
-
-    fn ask_for_input(&mut self, run: RunId, worker: WorkerId, mut message: Message) {
-        let Some(asked) = self.session.request(run) else {
-            return;
-        };
-        message.parent_header = asked.message.header.clone();
-        message.identities = asked.message.identities.clone();
-        self.asking = Some(worker);
-        self.outbox.send(cellferry_kernel::Channel::Stdin, message);
     }
 
     // --- effects
@@ -708,14 +713,10 @@ impl Driver {
                 }
             }
             Effect::Release(transfers) => self.values.release(&transfers),
-            Effect::Show(run) => {
-                let asked = self.session.request(run);
-                let header = asked.map(|asked| asked.message.header.clone());
+            Effect::Show(run, asked) => {
                 for (worker, channel, message) in self.held.remove(&run).unwrap_or_default() {
-                    if let Some(header) = &header {
-                        self.shown.insert(worker, header.clone());
-                    }
-                    self.say(run, worker, channel, message);
+                    self.shown.insert(worker, asked.message.header.clone());
+                    self.tell_client(&asked, worker, channel, message);
                 }
             }
             Effect::Discard(run) => {

@@ -147,6 +147,8 @@ pub struct Changes<'a> {
     pub changed: BTreeSet<Name>,
     /// Whether no other run can have a copy on its way: then what only one worker has needs no new version.
     pub alone: bool,
+    /// Whether the cell failed: how far it came is not known.
+    pub failed: bool,
     /// The cell's own definitions.
     pub definitions: &'a [Definition],
 }
@@ -229,7 +231,12 @@ impl Ledger {
             self.versions += 1;
             let version = Version(self.versions);
             held.names.insert(name.clone(), version);
-            let content = view.content_of(&name, description, number, cell, changes.definitions);
+            let definitions = if changes.failed {
+                sure(changes.definitions, &name)
+            } else {
+                changes.definitions
+            };
+            let content = view.content_of(&name, description, number, cell, definitions);
             let entry = Entry {
                 content,
                 made_by: number,
@@ -276,21 +283,25 @@ impl Ledger {
                         let Some(entry) = view.get(name.as_str()) else {
                             continue;
                         };
-                        if let Content::Value(known) = &entry.content {
-                            let needs = &description.needs | &put.needs;
-                            if known.needs != needs {
-                                let content = Content::Value(Description {
-                                    needs,
-                                    ..known.clone()
-                                });
-                                let entry = Entry {
-                                    content,
-                                    ..Entry::clone(entry)
-                                };
-                                delta.describe(name, entry);
-                            }
-                        }
                         let version = put.versions.get(name).copied().unwrap_or(entry.version);
+                        let needs = &description.needs | &put.needs;
+                        let known = match &entry.content {
+                            Content::Value(known) if known.needs != needs => Some(known),
+                            // Its holder has died since: here is another one.
+                            Content::Lost(_) if version == entry.version => Some(description),
+                            _ => None,
+                        };
+                        if let Some(known) = known {
+                            let content = Content::Value(Description {
+                                needs,
+                                ..known.clone()
+                            });
+                            let entry = Entry {
+                                content,
+                                ..Entry::clone(entry)
+                            };
+                            delta.describe(name, entry);
+                        }
                         held.names.insert(name.clone(), version);
                     }
                 }
@@ -500,6 +511,17 @@ impl Ledger {
         view.get(name.as_str())
             .and_then(|entry| entry.description())
             .map_or(0, |description| description.size)
+    }
+}
+
+/// The definitions that the name can stand for after a cell that failed: an import, if it is the only one.
+fn sure<'a>(definitions: &'a [Definition], name: &Name) -> &'a [Definition] {
+    let mut binding = definitions
+        .iter()
+        .filter(|definition| definition.binds.contains(name));
+    match (binding.next(), binding.next()) {
+        (Some(only), None) if only.kind == DefinitionKind::Import => std::slice::from_ref(only),
+        _ => &[],
     }
 }
 

@@ -199,8 +199,8 @@ pub enum Effect {
     },
     /// The values of these transfers are not needed any more.
     Release(Vec<u64>),
-    /// From now on what the run says is shown as it comes; what it has said before is shown first.
-    Show(RunId),
+    /// From now on what the run says is shown as it comes, under this request; what it has said before is shown first.
+    Show(RunId, Arc<Asked>),
     /// Whatever the run has said or will say is dropped.
     Discard(RunId),
     /// The worker goes back to what it was before the run.

@@ -153,7 +153,7 @@ impl Session {
             let mut elsewhere = false;
             for holder in self.ledger.holders(&view, name.as_str()) {
                 here |= holder == worker;
-                elsewhere |= holder != worker;
+                elsewhere |= holder != worker && self.keeps(holder, &view, name);
             }
             match (here, elsewhere) {
                 (true, false) => only_here.insert(name.clone()),
@@ -188,7 +188,7 @@ impl Session {
         let view = self.view(run.seq);
         let only_holder = |name: &&Name| {
             let mut holders = self.ledger.holders(&view, name.as_str());
-            holders.next() == Some(worker) && holders.next().is_none()
+            holders.all(|holder| holder == worker || !self.keeps(holder, &view, name))
         };
         let replaced: BTreeSet<&Name> = run.cell.access.writes.iter().filter(only_holder).collect();
         let has_all = |other: &Run| matches!(other.state, State::Running(_) | State::Finished(_));
@@ -598,7 +598,7 @@ impl Session {
         }
         let count = self.count_of(id);
         let at_home = self.is_home(worker);
-        let inputs = if at_home && run.begun && !run.cell.access.is_step {
+        let inputs = if at_home && run.begun {
             std::mem::take(&mut self.inputs)
         } else {
             Vec::new()

@@ -59,6 +59,7 @@ impl Session {
         let alone = self.started().all(|(other, _)| other == id)
             && self.parcels.values().all(|parcel| parcel.users.contains(&id));
         let view = self.view(seq).into_owned();
+        let changed = report.changed;
         let delta = self.ledger.finished(
             &view,
             Ran {
@@ -72,16 +73,23 @@ impl Session {
                 deleted: report.deleted,
                 seen: report.seen,
                 compared: &watched | &report.kept,
-                changed: report.changed,
+                changed: changed.clone(),
                 alone,
+                failed: reply.as_ref().is_none_or(|reply| reply.failed),
                 definitions: &definitions,
             },
         );
-        let misled: BTreeSet<RunId> = self
-            .started()
-            .filter(|(_, run)| run.seq > seq && !run.uses.is_disjoint(delta.written()))
-            .map(|(id, _)| id)
-            .collect();
+        let mut misled: BTreeSet<RunId> = BTreeSet::new();
+        let mut unseen: BTreeSet<Name> = BTreeSet::new();
+        for (other, run) in self.started().filter(|(_, run)| run.seq > seq) {
+            let names = || run.uses.intersection(delta.written());
+            if names().next().is_some() {
+                misled.insert(other);
+                unseen.extend(names().filter(|name| changed.contains(*name)).cloned());
+            }
+        }
+        unseen.retain(|name| !self.told.contains(name));
+        self.told.extend(unseen.iter().cloned());
         let Some(run) = self.runs.get_mut(&id) else {
             return false;
         };
@@ -92,6 +100,7 @@ impl Session {
             failed: reply.as_ref().is_none_or(|reply| reply.failed),
             reply,
             took,
+            note: (!unseen.is_empty()).then(|| changed_unseen(&unseen)),
         }));
         if !misled.is_empty() {
             self.take_back(misled);
@@ -139,6 +148,7 @@ impl Session {
         let reply = finished.reply.take();
         let (worker, failed) = (finished.worker, finished.failed);
         let took = std::mem::take(&mut finished.took);
+        let note = finished.note.take();
         let delta = std::mem::take(&mut finished.delta);
         let message = run.request.message.clone();
         let number = run.count.unwrap_or(self.count);
@@ -146,6 +156,9 @@ impl Session {
         let source = run.cell.source.clone();
         if run.undo.take().is_some() {
             self.effects.push(Effect::Settle(worker, id));
+        }
+        if let Some(note) = note {
+            self.effects.push(Effect::Note(message.clone(), note));
         }
         match reply {
             Some(reply) => {
@@ -223,6 +236,23 @@ impl Session {
         self.queue
             .retain(|queued| matches!(queued, Queued::PassOn(..)));
     }
+}
+
+/// Tells of names that a cell changed although its source does not show it, and that steps had read ahead.
+fn changed_unseen(names: &BTreeSet<Name>) -> String {
+    let list = |quote: &str| {
+        let names: Vec<String> = names
+            .iter()
+            .map(|name| format!("{quote}{}{quote}", name.as_str().trim_end_matches('.')))
+            .collect();
+        names.join(", ")
+    };
+    format!(
+        "Cellferry: this cell changed {} in place, which its source does not show; steps that had read the old value \
+         ahead of their turn run again. To save that time, say it at the top of this cell: #| out: [{}]\n",
+        list("`"),
+        list("")
+    )
 }
 
 /// How long a cell took and how much was carried for it, in a few words.

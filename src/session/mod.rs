@@ -85,6 +85,8 @@ pub struct Session {
     /// Cells that the home worker's history lacks.
     inputs: Vec<(u32, Arc<str>)>,
     past: Past,
+    /// Names of values that cells changed unseen, as the user has been told.
+    told: BTreeSet<Name>,
     /// Whether values must go through shared memory: one worker may not read another's memory.
     indirect: bool,
     effects: Vec<Effect>,
@@ -348,13 +350,14 @@ impl Session {
         };
         run.begun = true;
         let message = run.request.message.clone();
-        self.effects.push(Effect::Status(message, "busy"));
+        self.effects
+            .push(Effect::Status(message.clone(), "busy"));
         if !run.request.silent {
             run.count = Some(self.count + 1);
             self.count += u32::from(run.counts());
         }
         if matches!(run.state, State::Running(_) | State::Finished(_)) {
-            self.effects.push(Effect::Show(id));
+            self.effects.push(Effect::Show(id, message));
         }
         if let Some(place) = run.place {
             self.past.state(place, svg::State::Running, None);

@@ -236,6 +236,8 @@ pub(super) struct Finished {
     pub(super) failed: bool,
     /// How long it took and what was carried, in words.
     pub(super) took: String,
+    /// What the user should know of it.
+    pub(super) note: Option<String>,
 }
 
 /// What is needed to take back a run that has been started before its turn.
@@ -292,9 +294,12 @@ impl Run {
                 DefinitionKind::Magic | DefinitionKind::Future
             )
         };
+        let mut reads = cell.access.reads.iter();
+        let reads_history = reads.any(|name| is_input(name.as_str()));
         Self {
-            // Settings of a worker cannot be taken back.
-            in_turn: !cell.access.is_step
+            // Settings of a worker cannot be taken back; the history is complete only then.
+            in_turn: reads_history
+                || !cell.access.is_step
                 || may_reach_any
                 || request.silent
                 || cell.problem.is_some()
@@ -352,4 +357,12 @@ impl Run {
             target = self.cell.target
         ))
     }
+}
+
+/// Whether IPython keeps the sources of cells under the name.
+fn is_input(name: &str) -> bool {
+    matches!(name, "In" | "_ih" | "_i" | "_ii" | "_iii")
+        || name
+            .strip_prefix("_i")
+            .is_some_and(|number| number.parse::<u32>().is_ok())
 }

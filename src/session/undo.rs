@@ -7,6 +7,7 @@ use cellferry_wire::protocol::WorkerId;
 use super::event::Effect;
 use super::run::{Run, RunId, State, Undo};
 use super::{Queued, Session};
+use crate::ledger::Namespace;
 use crate::name::Name;
 
 /// A run that has been taken back and that its worker has not ended yet.
@@ -112,6 +113,19 @@ impl Session {
         }
     }
 
+    /// Whether the worker will have the name as it is in `view` whatever is taken back.
+    pub(super) fn keeps(&self, id: WorkerId, view: &Namespace, name: &Name) -> bool {
+        let Some(worker) = self.workers.get(&id) else {
+            return false;
+        };
+        let runs = worker.runs.iter().filter_map(|run| self.runs.get(run));
+        let undos = runs.filter_map(|run| run.undo.as_ref());
+        let dying = worker.dying.as_ref().map(|dying| &dying.undo);
+        undos
+            .chain(dying)
+            .all(|undo| undo.before.has(view, name) && !undo.spoilt.contains(name))
+    }
+
     fn undone(&mut self, worker: WorkerId, first: RunId, undo: Undo) {
         if self.workers.contains_key(&worker) {
             self.effects.push(Effect::Undo(worker, first));
@@ -142,12 +156,16 @@ impl Session {
             return;
         };
         self.leave_worker(&run, id);
-        if let (Some(worker), Some(undo), false) = (run.state.worker(), run.undo.take(), untouched)
-        {
-            self.undone(worker, id, undo);
-        }
+        let (worker, undo) = (run.state.worker(), run.undo.take());
         run.put_back();
         self.runs.insert(id, run);
+        if let (Some(worker), Some(undo)) = (worker, undo) {
+            self.effects.push(Effect::Discard(id));
+            if !untouched {
+                self.undone(worker, id, undo);
+            }
+            self.renew(id);
+        }
     }
 
     pub(super) fn leave_worker(&mut self, run: &Run, id: RunId) {

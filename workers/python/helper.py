@@ -19,7 +19,9 @@ import mmap
 import os
 import pickle
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
 import types
@@ -741,6 +743,28 @@ class Before:
         self.results = dict(namespace.get("_oh", {}))
         history = shell.history_manager
         self.inputs = len(history.input_hist_parsed)
+        self.entries = []
+
+    def keep_history(self, count):
+        """What the cell adds to the history is written when the run is settled, and stands at its own number."""
+        history = shell.history_manager
+        self.cache_size, history.db_cache_size = history.db_cache_size, sys.maxsize
+        self.count = count
+        pad_inputs(count or 0)
+
+    def hold_history(self):
+        history = shell.history_manager
+        history.db_cache_size = self.cache_size
+        with history.db_input_cache_lock:
+            self.entries = [entry for entry in history.db_input_cache if entry[0] == self.count]
+            history.db_input_cache = [entry for entry in history.db_input_cache if entry[0] != self.count]
+
+    def settle(self):
+        history = shell.history_manager
+        with history.db_input_cache_lock:
+            history.db_input_cache.extend(self.entries)
+            if self.entries and history.save_flag is not None:
+                history.save_flag.set()
 
     def restore(self):
         global known
@@ -764,6 +788,38 @@ class Before:
         del history.input_hist_parsed[self.inputs:]
         del history.input_hist_raw[self.inputs:]
         known = snapshot()
+
+
+class Patient:
+    """Interrupts a run that is taken back, but not while it imports: a module that is half imported stays so."""
+
+    AGAIN_SECONDS = 0.05
+
+    def __init__(self):
+        self.timer = None
+        self.over = False
+        signal.signal(signal.SIGINT, self.interrupted)
+
+    def interrupted(self, signum, frame):
+        if self.over:
+            return
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                self.timer = threading.Timer(self.AGAIN_SECONDS, self.again)
+                self.timer.daemon = True
+                self.timer.start()
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    def again(self):
+        if not self.over:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def end(self):
+        self.over = True
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 # By run, in the order in which they ran here.
@@ -840,13 +896,22 @@ def results(action, _):
 
 def inputs(action, _):
     """Adds the cells that ran elsewhere to `In`, `_i…` and the history."""
+    history = shell.history_manager
     for number, source in action["cells"]:
-        history = shell.history_manager
-        while len(history.input_hist_parsed) < number:
-            history.input_hist_parsed.append("")
-            history.input_hist_raw.append("")
+        pad_inputs(number)
         if len(history.input_hist_parsed) == number:
             history.store_inputs(number, shell.transform_cell(source), source)
+        else:
+            # A later cell has run here already, ahead of its turn.
+            history.input_hist_parsed[number] = shell.transform_cell(source).rstrip("\n")
+            history.input_hist_raw[number] = namespace["_i%d" % number] = source.rstrip("\n")
+
+
+def pad_inputs(number):
+    history = shell.history_manager
+    while len(history.input_hist_parsed) < number:
+        history.input_hist_parsed.append("")
+        history.input_hist_raw.append("")
 
 
 ACTIONS = {"put": put, "define": define, "drop": drop, "results": results, "inputs": inputs}
@@ -908,6 +973,8 @@ def execute(stream, ident, parent):
     if order.get("keep") is not None:
         try:
             before = befores[order["run"]] = Before(order["keep"])
+            before.patient = Patient()
+            before.keep_history(order.get("count"))
         except BaseException as error:
             failed = failure({"do": "keep", "names": order["keep"]}, error)
     if actions and not failed:
@@ -924,10 +991,15 @@ def execute(stream, ident, parent):
 
 def report():
     """Called by ipykernel when it is done with a request: tells what the cell bound."""
+    for _, _, _, before, *_ in running:
+        if before:
+            before.patient.end()
     after_request()
     while running:
         parent, failed, touched, before, watched, unbound, started = running.pop()
         seconds = time.perf_counter() - started
+        if before:
+            before.hold_history()
         for name, value in unbound.items():
             if name not in namespace:
                 namespace[name] = value
@@ -956,7 +1028,9 @@ def request(stream, ident, parent):
             undo(content["run"])
             reply, buffers = {"status": "ok"}, []
         elif content["verb"] == "settle":
-            befores.pop(content["run"], None)
+            settled = befores.pop(content["run"], None)
+            if settled:
+                settled.settle()
             reply, buffers = {"status": "ok"}, []
         elif content["verb"] == "inputs":
             inputs(content, ())
