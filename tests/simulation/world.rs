@@ -665,7 +665,10 @@ impl<'a> World<'a> {
                 Ok(())
             }
             _ => {
-                let cell = running.cell;
+                let Some(asked) = self.session.request(run).cloned() else {
+                    return Ok(());
+                };
+                let cell = self.asked_for(&asked)?;
                 self.note(|| format!("    cell at {cell} shows {said:?}"));
                 self.judge.shows(cell, said)
             }
@@ -758,7 +761,7 @@ impl<'a> World<'a> {
                     }
                 }
             }
-            Effect::Show(run) => self.show(run)?,
+            Effect::Show(run, asked) => self.show(run, &asked)?,
             Effect::Discard(run) => {
                 self.statistics.discarded += 1;
                 if let Some(running) = self.runs.get_mut(&run) {
@@ -818,12 +821,12 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn show(&mut self, run: RunId) -> Result<(), Violation> {
+    fn show(&mut self, run: RunId, asked: &Asked) -> Result<(), Violation> {
         let fault = self.fault;
+        let cell = self.asked_for(asked)?;
         let Some(running) = self.runs.get_mut(&run) else {
             return Ok(());
         };
-        let cell = running.cell;
         let mut held = running.held.take().unwrap_or_default();
         if fault == Some(Fault::ShowsTwice) {
             held.extend(held.clone());
@@ -1012,6 +1015,7 @@ fn describe_effect(effect: &Effect) -> String {
                 orders.touched,
             )
         }
+        Effect::Show(run, asked) => format!("   <- Show run {} as {}", run.0, asked.header.msg_id),
         other => format!("   <- {other:?}"),
     }
 }
