@@ -215,6 +215,7 @@ impl<'a> Judge<'a> {
         let mut mode = Mode {
             count,
             absent: None,
+            without_last: self.misses_last(&open.shown),
         };
         let mut raised = None;
         for statement in &cell.statements[..outcome.executed] {
@@ -273,6 +274,13 @@ impl<'a> Judge<'a> {
         (self.model.has(&name) && self.is_out_of_reach(&name)).then_some(name)
     }
 
+    /// Whether the cell shows no last result, and there may have been none that could be had.
+    fn misses_last(&self, shown: &[Said]) -> bool {
+        let last = self.model.last_name();
+        shown.contains(&Said::Text(String::new()))
+            && last.is_some_and(|name| self.is_out_of_reach(name))
+    }
+
     fn is_out_of_reach(&self, name: &Name) -> bool {
         self.perhaps_lost.contains(name) || self.model.is_locked(name)
     }
@@ -308,6 +316,9 @@ impl<'a> Judge<'a> {
             return Err(wrong(format!("does not show its error: {:?}", open.shown)));
         }
         // What it had shown by then must be right, too, and what it did is lost with its worker.
+        if open.interrupted && shown.last() == Some(&Exception::interrupt().into()) {
+            shown.pop();
+        }
         let absent = match shown.last() {
             Some(Said::Error(ename, evalue)) => self.misses(ename, evalue),
             _ => None,
@@ -316,6 +327,7 @@ impl<'a> Judge<'a> {
         let mode = Mode {
             count,
             absent: absent.as_ref(),
+            without_last: self.misses_last(&shown),
         };
         let mut model = self.model.clone();
         for statement in &cell.statements {

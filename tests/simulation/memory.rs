@@ -102,14 +102,18 @@ pub struct Mode<'a> {
     pub count: Option<u32>,
     /// A name that cannot be read although it is bound: what the model knows to be lost.
     pub absent: Option<&'a Name>,
+    /// The same for the last result.
+    pub without_last: bool,
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
     objects: Vec<Object>,
     names: BTreeMap<Name, Value>,
-    /// What `_`, `__` and `___` are.
-    last: Vec<Value>,
+    /// What `_`, `__` and `___` are; empty text where there is no result, or none that could be had.
+    last: Vec<Option<Value>>,
+    /// The name of the last result.
+    last_name: Option<Name>,
 }
 
 /// Values on their way between two memories, or kept for later: copies that share what the originals share.
@@ -124,7 +128,7 @@ pub struct Parcel {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     names: BTreeMap<Name, Value>,
-    last: Vec<Value>,
+    last: Vec<Option<Value>>,
 }
 
 impl Snapshot {
@@ -172,10 +176,12 @@ impl Memory {
 
     /// Makes `_`, `__` and `___` these names' values.
     pub fn set_last(&mut self, names: &[Name]) {
-        self.last = names
-            .iter()
-            .filter_map(|name| self.names.get(name).cloned())
-            .collect();
+        self.last = names.iter().map(|name| self.names.get(name).cloned()).collect();
+    }
+
+    /// The name that the last result has for good, such as `_3`.
+    pub fn last_name(&self) -> Option<&Name> {
+        self.last_name.as_ref()
     }
 
     pub fn define(&mut self, name: &Name, body: &[Statement]) {
@@ -507,7 +513,7 @@ impl Memory {
             }
             Statement::Last => {
                 let mut text = String::new();
-                if let Some(value) = self.last.first() {
+                if let Some(Some(value)) = self.last.first().filter(|_| !mode.without_last) {
                     self.write(value, &mut text, &mut Vec::new());
                 }
                 said.push(Said::Text(text));
@@ -516,9 +522,10 @@ impl Memory {
                 let value = self.read(name, mode)?;
                 if let Some(count) = mode.count {
                     said.push(Said::Result(count, self.show([name])));
-                    self.names
-                        .insert(Name::from(format!("_{count}").as_str()), value.clone());
-                    self.last.insert(0, value);
+                    let name = Name::from(format!("_{count}").as_str());
+                    self.names.insert(name.clone(), value.clone());
+                    self.last_name = Some(name);
+                    self.last.insert(0, Some(value));
                     self.last.truncate(3);
                 }
             }

@@ -387,6 +387,7 @@ impl Worker {
             let mode = Mode {
                 count: running.orders.count,
                 absent: None,
+                without_last: false,
             };
             let mut said = Vec::new();
             let result = self.memory.execute(statement, mode, &mut said);
@@ -461,10 +462,11 @@ impl Worker {
     /// that the cell bound or could change.
     fn changed(&self, watched: &[Watched], bound: &[Name], touched: &[Name]) -> BTreeSet<Name> {
         let now = self.memory.snapshot();
-        let all: BTreeSet<&Name> = watched.iter().flat_map(|watched| &watched.names).collect();
-        let others = bound.iter().chain(touched);
-        let others: Vec<&Name> = others
-            .filter(|name| !all.contains(name) && self.memory.has(name))
+        let watched_names = watched.iter().flat_map(|group| &group.names);
+        let others: BTreeSet<&Name> = watched_names
+            .chain(bound)
+            .chain(touched)
+            .filter(|name| self.memory.has(name))
             .collect();
         let mut changed = BTreeSet::new();
         for group in watched {
@@ -478,10 +480,11 @@ impl Worker {
             }
             for name in &group.names {
                 // What cannot be followed may refer to anything.
-                let joins = |other: &&&Name| {
-                    self.memory.is_locked(other) || self.memory.shares(name, other)
+                let joins = |other: &&Name| {
+                    !group.names.contains(*other)
+                        && (self.memory.is_locked(other) || self.memory.shares(name, other))
                 };
-                if others.iter().any(|other| joins(&other)) {
+                if others.iter().any(joins) {
                     changed.insert(name.clone());
                 }
             }
