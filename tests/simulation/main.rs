@@ -94,7 +94,7 @@ fn a_doubled_output_is_found() {
 
 #[test]
 fn a_discarded_output_is_found() {
-    is_found(Fault::ShowsDiscarded, &[Invariant::NothingDoubled, Invariant::Order]);
+    is_found(Fault::ShowsDiscarded, &[Invariant::Order, Invariant::NothingDoubled]);
 }
 
 #[test]

@@ -656,8 +656,12 @@ impl<'a> World<'a> {
         let Some(running) = self.runs.get_mut(&run) else {
             return Ok(());
         };
-        if running.discarded && fault != Some(Fault::ShowsDiscarded) {
-            return Ok(());
+        if running.discarded {
+            let cell = running.cell;
+            return match fault {
+                Some(Fault::ShowsDiscarded) => self.judge.shows(cell, said),
+                _ => Ok(()),
+            };
         }
         match &mut running.held {
             Some(held) if fault != Some(Fault::ShowsEarly) => {
@@ -766,8 +770,12 @@ impl<'a> World<'a> {
                 self.statistics.discarded += 1;
                 if let Some(running) = self.runs.get_mut(&run) {
                     running.discarded = true;
-                    if self.fault != Some(Fault::ShowsDiscarded) {
-                        running.held = None;
+                    let cell = running.cell;
+                    let held = running.held.take().unwrap_or_default();
+                    if self.fault == Some(Fault::ShowsDiscarded) {
+                        for said in held {
+                            self.judge.shows(cell, said)?;
+                        }
                     }
                 }
             }
