@@ -112,7 +112,9 @@ impl Ledger {
             for count in counts {
                 wanted.add(&result_name(*count));
             }
-            if self.held.get(&worker).is_none_or(|held| held.shown != last) {
+            let shown = self.held.get(&worker).map(|held| &held.shown);
+            // Where values travel, the object of the same count may be another one now.
+            if self.held.len() > 1 || shown != Some(&last) {
                 plan.results = last.iter().copied().map(result_name).collect();
             }
         }

@@ -20,6 +20,15 @@ pub struct Matcher {
 }
 
 impl Matcher {
+    /// Whether these are the cells as they were, in all that counts for running them.
+    pub fn has(&self, cells: &[FileCell]) -> bool {
+        let counts = |cell: &FileCell| {
+            let metadata = ["workflow", "tags"].map(|key| cell.metadata.get(key).cloned());
+            (cell.source.clone(), metadata)
+        };
+        self.cells.iter().map(counts).eq(cells.iter().map(counts))
+    }
+
     /// The file has changed: the client's position is kept.
     pub fn replace(&mut self, cells: Vec<FileCell>) {
         self.cells = cells;

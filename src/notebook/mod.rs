@@ -141,8 +141,9 @@ impl Notebook {
         let Some((raw, stamp)) = read(&self.path, self.stamp)? else {
             return Ok(());
         };
-        self.changed = true;
-        self.matcher.replace(raw.code_cells());
+        let cells = raw.code_cells();
+        self.changed = !self.matcher.has(&cells);
+        self.matcher.replace(cells);
         self.stamp = Some(stamp);
         Ok(())
     }

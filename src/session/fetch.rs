@@ -7,12 +7,12 @@ use cellferry_wire::protocol::WorkerId;
 use super::Session;
 use super::event::{Effect, Orders, Taken};
 use super::run::{Problem, Run, RunId, Running, State, Undo};
-use crate::ledger::{Lost, Plan, Put, Version};
+use crate::ledger::{Lost, Namespace, Plan, Put, Version};
 use crate::name::Name;
 
 /// Values up to this size, in bytes, are compared before and after a run whenever others have them, too: it costs
 /// less than carrying them again. Larger ones only if somebody waits for them.
-const SMALL: u64 = 1 << 20;
+const SMALL: u64 = 16 << 20;
 
 /// Values on their way from one worker, for one run or several.
 #[derive(Debug)]
@@ -251,21 +251,27 @@ impl Session {
         wanted: &BTreeMap<WorkerId, BTreeMap<Name, Version>>,
     ) -> bool {
         let mut changed = false;
+        let Some(seq) = self.runs.get(&id).map(|run| run.seq) else {
+            return false;
+        };
         for (holder, names) in plan.takes {
             let versions = wanted.get(&holder).cloned().unwrap_or_default();
-            let same = |parcel: &Parcel| {
+            let same = |view: &Namespace, parcel: &Parcel| {
                 !parcel.direct
                     && parcel.holder == holder
                     && versions
                         .iter()
                         .all(|(name, version)| parcel.names.contains(name) && parcel.versions.get(name) == Some(version))
                     && !parcel.unfit.contains(&id)
+                    && parcel.put.as_ref().is_none_or(|put| fits(view, put))
             };
+            let view = self.view(seq);
             let under_way = self
                 .parcels
                 .iter()
-                .find(|(_, parcel)| same(parcel))
+                .find(|(_, parcel)| same(&view, parcel))
                 .map(|(transfer, _)| *transfer);
+            drop(view);
             if let Some(transfer) = under_way {
                 changed |= self.join(id, transfer, &plan.again);
             } else if self.is_occupied(holder) {
@@ -447,7 +453,24 @@ impl Session {
                     Problem::transfer(&asked, &holder, target, &message)
                 });
             }
-            Taken::Interrupted => self.failed(transfer, |_| Problem::interrupted()),
+            // Whom the user meant has been refused already; others try again.
+            Taken::Interrupted => {
+                self.parcels.remove(&transfer);
+                self.effects.push(Effect::Release(vec![transfer]));
+                for user in users {
+                    self.forget_transfer(user, transfer);
+                }
+            }
+        }
+    }
+
+    fn forget_transfer(&mut self, id: RunId, transfer: u64) {
+        self.has_copied(id);
+        if let Some(run) = self.runs.get_mut(&id) {
+            run.transfers.remove(&transfer);
+            if let State::Fetching { pending, .. } = &mut run.state {
+                pending.remove(&transfer);
+            }
         }
     }
 
@@ -456,9 +479,7 @@ impl Session {
             return;
         };
         let view = self.view(run.seq);
-        let current =
-            |(name, version): (&Name, &Version)| view.version(name).as_ref() == Some(version);
-        let fits = put.versions.iter().all(current);
+        let fits = fits(&view, put);
         drop(view);
         let Some(run) = self.runs.get_mut(&id) else {
             return;
@@ -486,14 +507,10 @@ impl Session {
         asked: &BTreeSet<Name>,
         failed: &BTreeMap<Name, (String, String)>,
     ) {
-        self.has_copied(id);
+        self.forget_transfer(id, transfer);
         let Some(run) = self.runs.get_mut(&id) else {
             return;
         };
-        run.transfers.remove(&transfer);
-        if let State::Fetching { pending, .. } = &mut run.state {
-            pending.remove(&transfer);
-        }
         let fatal = failed
             .iter()
             .find(|(name, _)| run.cell.needed.must.contains(*name));
@@ -640,6 +657,13 @@ impl Session {
         self.effects.push(Effect::Run(worker, id, Box::new(orders)));
         true
     }
+}
+
+/// Whether all that came is as it is in `view`.
+fn fits(view: &Namespace, put: &Put) -> bool {
+    let current =
+        |(name, version): (&Name, &Version)| view.version(name).as_ref() == Some(version);
+    put.versions.iter().all(current)
 }
 
 fn lost_value(name: &Name, lost: &Lost) -> Problem {

@@ -46,7 +46,7 @@ impl Session {
         let worker = running.worker;
         let report = running.report.take().unwrap_or_default();
         let reply = running.reply.take();
-        let seq = run.seq;
+        let (seq, begun) = (run.seq, run.begun);
         if let Some(failure) = report.failed {
             return self.prelude_failed(id, &failure);
         }
@@ -56,7 +56,8 @@ impl Session {
         let number = run.count.unwrap_or(self.count);
         let (source, definitions) = (run.cell.source.clone(), run.cell.definitions.clone());
         self.has_copied(id);
-        let alone = self.started().all(|(other, _)| other == id)
+        let alone = begun
+            && self.started().all(|(other, _)| other == id)
             && self.parcels.values().all(|parcel| parcel.users.contains(&id));
         let view = self.view(seq).into_owned();
         let changed = report.changed;

@@ -313,7 +313,11 @@ impl Session {
 
     /// Moves on whatever can.
     fn advance(&mut self) {
-        while self.front() || self.ahead() {}
+        let mut moves = 0;
+        while self.front() || self.ahead() {
+            moves += 1;
+            debug_assert!(moves < 20_000, "the session moves on for ever");
+        }
     }
 
     /// Moves on the run that has its turn; whether anything changed.

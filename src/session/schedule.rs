@@ -33,8 +33,8 @@ impl Session {
         let mut found = Vec::new();
         // Where each run that is not done stands, by its place in the graph.
         let mut open: BTreeSet<Place> = BTreeSet::new();
-        // Targets that an earlier run still waits for.
-        let mut claimed: BTreeSet<&str> = BTreeSet::new();
+        // How many earlier runs still wait for a worker of each target.
+        let mut claims: BTreeMap<&str, usize> = BTreeMap::new();
         for queued in self.queue.iter().take(WINDOW) {
             // What a comm message does is known only to its worker.
             let Queued::Run(id) = queued else { break };
@@ -43,7 +43,8 @@ impl Session {
             };
             if !run.begun {
                 let may_start = || {
-                    !run.in_turn && !claimed.contains(&*run.cell.target) && !self.reads(run, &open)
+                    let before = claims.get(&*run.cell.target).copied().unwrap_or(0);
+                    !run.in_turn && before < self.free_places(run) && !self.reads(run, &open)
                 };
                 if !run.state.is_waiting() || may_start() {
                     found.push(*id);
@@ -53,7 +54,7 @@ impl Session {
                 State::Finished(finished) if finished.failed && run.request.stop_on_error => break,
                 State::Finished(_) => continue,
                 State::Waiting if !found.ends_with(&[*id]) => {
-                    claimed.insert(&run.cell.target);
+                    *claims.entry(&run.cell.target).or_default() += 1;
                 }
                 _ => {}
             }
@@ -64,6 +65,14 @@ impl Session {
             open.extend(run.place);
         }
         found
+    }
+
+    /// How many more runs the target of this one could take now.
+    fn free_places(&self, run: &Run) -> usize {
+        let of_target = |worker: &&Worker| worker.target == run.cell.target;
+        let busy = self.workers.values().filter(of_target);
+        let busy = busy.filter(|worker| !self.is_free(worker, run.seq)).count();
+        (run.cell.workers.max(1) as usize).saturating_sub(busy)
     }
 
     /// Whether the run reads what one of the open runs may write, or must follow it.

@@ -646,8 +646,12 @@ class Digest:
 def digest(names):
     """A hash of what the names stand for; `None` if they cannot be pickled."""
     file = Digest()
+
+    def hash_buffer(buffer):
+        file.write(buffer.raw())  # and, by returning nothing, out of the stream
+
     try:
-        pickler = Pickler(file, by_value=names, buffer_callback=lambda buffer: file.write(buffer.raw()))
+        pickler = Pickler(file, by_value=names, buffer_callback=hash_buffer)
         pickler.dump({name: value_of(name) for name in names})
     except Exception:
         return None
@@ -719,9 +723,20 @@ def free_memory():
     return 1 << 30
 
 
+def random_states():
+    """How to set the generators that all code shares, and their states."""
+    found = []
+    if "random" in sys.modules:
+        found.append((sys.modules["random"].setstate, sys.modules["random"].getstate()))
+    numpy = sys.modules.get("numpy.random")
+    if numpy is not None:
+        found.append((numpy.set_state, numpy.get_state()))
+    return found
+
+
 class Before:
     """A worker before a run that may have to be taken back: its namespace, the states of its classes and functions,
-    and copies of the values that the run could change, with all that share objects with them."""
+    its working directory, environment and random generators, and copies of the values that the run could change, with all that share objects with them."""
 
     def __init__(self, names):
         self.kept = family([name for name in names if exists(name)])
@@ -738,6 +753,8 @@ class Before:
             name: (value, state_of(value)) for name, value in namespace.items()
             if isinstance(value, (type, types.FunctionType)) and is_own(value)
         }
+        self.folder, self.environment, self.path = os.getcwd(), dict(os.environ), list(sys.path)
+        self.random = random_states()
         hook = shell.displayhook
         self.shown = [getattr(hook, unders, "") for unders in ("_", "__", "___")]
         self.results = dict(namespace.get("_oh", {}))
@@ -779,6 +796,13 @@ class Before:
             for name, value in pickle.loads(self.copies).items():
                 if not name.endswith("."):
                     namespace[name] = value
+        os.chdir(self.folder)
+        if dict(os.environ) != self.environment:
+            os.environ.clear()
+            os.environ.update(self.environment)
+        sys.path[:] = self.path
+        for restore, state in self.random:
+            restore(state)
         for unders, value in zip(("_", "__", "___"), self.shown):
             setattr(shell.displayhook, unders, value)
         if "_oh" in namespace:
