@@ -320,7 +320,11 @@ impl Ledger {
     ) {
         let mut renewed: BTreeMap<Version, (Name, Version)> = BTreeMap::new();
         for name in plan.touched.union(&changes.compared) {
-            let Some(entry) = view.get(name.as_str()).filter(|entry| entry.can_change()) else {
+            let known = match delta.entries.get(name) {
+                Some(entry) => entry.as_ref(),
+                None => view.get(name.as_str()),
+            };
+            let Some(entry) = known.filter(|entry| entry.can_change()).cloned() else {
                 continue;
             };
             let has = |held: &Held| held.names.get(name) == Some(&entry.version);
@@ -335,13 +339,9 @@ impl Ledger {
             self.versions += 1;
             let version = Version(self.versions);
             renewed.insert(entry.version, (name.clone(), version));
-            let known = match delta.entries.get(name) {
-                Some(Some(described)) => described,
-                _ => entry,
-            };
             let entry = Entry {
                 version,
-                ..Entry::clone(known)
+                ..Entry::clone(&entry)
             };
             delta.set(name, entry);
             if let Some(held) = self.held.get_mut(&worker) {

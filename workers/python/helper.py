@@ -49,12 +49,21 @@ def snapshot():
     """Every name with the identity of its value, and every `name.` with those of its state."""
     seen = {}
     for name, value in namespace.items():
-        seen[name] = id(value)
+        seen[name] = identity_of(value)
         if isinstance(value, (type, types.FunctionType)) and is_own(value) and value.__name__ == name:
             state = state_of(value)
             if state:
                 seen[name + "."] = fingerprint(state)
     return seen
+
+
+def identity_of(value):
+    """What tells a value from another one."""
+    if isinstance(value, types.FunctionType) and is_own(value) and has_state(value):
+        # A lambda and the like travels as a value: what is set on it makes it another one.
+        if namespace.get(value.__name__) is not value:
+            return id(value), fingerprint(state_of(value))
+    return id(value)
 
 
 def fingerprint(state):
@@ -668,24 +677,24 @@ def watch(names):
 
 
 def changed(watched, others):
-    """Those of the watched names that are not what they were, or that now share an object with one of the others,
-    through which they could be changed later."""
+    """Those of the watched names that are not what they were, or that now share an object with one of the others
+    outside of their group, through which they could be changed later."""
     found = set()
     for group, identities, before in watched:
         if not all(exists(name) for name in group) or before is None or digest(group) != before:
             found.update(group)
         elif any(not name.endswith(".") and id(value_of(name)) != identities[name] for name in group):
             found.update(group)
-    same = [name for group, _, _ in watched for name in group if name not in found]
-    if same and others:
-        held = {name: reach([name]) for name in same if may_share(value_of(name))}
-        for other in others:
-            if not exists(other) or not may_share(value_of(other)):
+    groups = {name: group for group, _, _ in watched for name in group}
+    held = {name: reach([name]) for name in groups if name not in found and may_share(value_of(name))}
+    others = [name for name in {*others, *groups} if exists(name) and may_share(value_of(name))]
+    for other in others if held and len(others) > 1 else ():
+        reached = reach([other])
+        for name, objects in held.items():
+            if other in groups[name]:
                 continue
-            reached = reach([other])
-            for name, objects in held.items():
-                if reached is None or objects is None or not reached.keys().isdisjoint(objects.keys()):
-                    found.add(name)
+            if reached is None or objects is None or not reached.keys().isdisjoint(objects.keys()):
+                found.add(name)
     return found
 
 
@@ -1027,15 +1036,14 @@ def report():
         for name, value in unbound.items():
             if name not in namespace:
                 namespace[name] = value
-                known[name] = id(value)
+                known[name] = identity_of(value)
         # In a notebook with one worker nobody else will ask.
         bound, gone = changes(thorough=touched is not None)
         seen = {name: describe_name(name) for name in touched or () if name not in bound and exists(name)}
         seen = {name: described for name, described in seen.items() if not described["partial"]}
         kept = before.kept if before and not failed else []
         compared = [*watched, *(before.watched if kept else ())]
-        names = {name for group, _, _ in compared for name in group}
-        others = {*bound, *(touched or ())} - names if names else ()
+        others = {*bound, *(touched or ())} if compared else ()
         content = {
             "bound": bound, "deleted": gone, "seen": seen, "failed": failed, "seconds": seconds,
             "kept": kept, "changed": sorted(changed(compared, others)),
