@@ -178,8 +178,15 @@ impl<'a> Judge<'a> {
         let cell_asked = &program.cells[cell];
         let aborted = matches!(end, End::Answered(Answer::Aborted));
         if aborted != self.to_abort.contains(&cell) {
-            let what = if aborted { "aborted although nothing failed" } else { "run although an earlier one failed" };
-            return Err(Violation::new(Invariant::Errors, format!("cell {id} is {what}")));
+            let what = if aborted {
+                "aborted although nothing failed"
+            } else {
+                "run although an earlier one failed"
+            };
+            return Err(Violation::new(
+                Invariant::Errors,
+                format!("cell {id} is {what}"),
+            ));
         }
         if aborted {
             return compare(id, &[], &open.shown).map(|()| true);
@@ -212,7 +219,10 @@ impl<'a> Judge<'a> {
     ) -> Result<bool, Violation> {
         let before = self.model.snapshot();
         let names = self.model.names();
-        let locked: BTreeSet<Name> = names.filter(|name| self.model.is_locked(name)).cloned().collect();
+        let locked: BTreeSet<Name> = names
+            .filter(|name| self.model.is_locked(name))
+            .cloned()
+            .collect();
         let mut said: Vec<Said> = count.map(Said::Input).into_iter().collect();
         let mut mode = Mode {
             count,
@@ -298,15 +308,22 @@ impl<'a> Judge<'a> {
         answer: &Answer,
         count: Option<u32>,
     ) -> Result<(), Violation> {
-        let wrong = |what: String| Violation::new(Invariant::Errors, format!("cell {}: {what}", cell.id));
+        let wrong =
+            |what: String| Violation::new(Invariant::Errors, format!("cell {}: {what}", cell.id));
         let Answer::Failed(problem, number) = answer else {
             return Err(wrong(format!("an answer that no cell gets: {answer:?}")));
         };
         if count.is_some_and(|count| count != *number) {
-            return Err(wrong(format!("has the count {number} instead of {count:?}")));
+            return Err(wrong(format!(
+                "has the count {number} instead of {count:?}"
+            )));
         }
         let named = problem.evalue.split('`').nth(1).map(Name::from);
-        let out_of_reach = || named.as_ref().is_some_and(|name| self.is_out_of_reach(name));
+        let out_of_reach = || {
+            named
+                .as_ref()
+                .is_some_and(|name| self.is_out_of_reach(name))
+        };
         let justified = match problem.ename.as_str() {
             "KeyboardInterrupt" => open.interrupted,
             "LostValue" | "UncarriableValue" => out_of_reach(),

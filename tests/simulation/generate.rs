@@ -75,7 +75,10 @@ pub fn program(seed: u64) -> Program {
         name: "home",
         workers: 1 + some(20, 2) as u32,
     }];
-    for name in ["lab", "cluster"].into_iter().take(1 + some(60, 1) as usize) {
+    for name in ["lab", "cluster"]
+        .into_iter()
+        .take(1 + some(60, 1) as usize)
+    {
         targets.push(Target {
             name,
             workers: 1 + some(60, 2) as u32,

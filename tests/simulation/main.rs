@@ -16,8 +16,8 @@ mod memory;
 mod program;
 mod random;
 mod shrink;
-mod world;
 mod worker;
+mod world;
 
 use std::time::Instant;
 
@@ -97,7 +97,10 @@ fn a_doubled_output_is_found() {
 
 #[test]
 fn a_discarded_output_is_found() {
-    is_found(Fault::ShowsDiscarded, &[Invariant::Order, Invariant::NothingDoubled]);
+    is_found(
+        Fault::ShowsDiscarded,
+        &[Invariant::Order, Invariant::NothingDoubled],
+    );
 }
 
 #[test]
@@ -117,7 +120,10 @@ fn a_leaked_log_is_found() {
 
 #[test]
 fn a_trace_of_discarded_work_is_found() {
-    is_found(Fault::UndoesNothing, &[Invariant::NoTrace, Invariant::NoStaleRead]);
+    is_found(
+        Fault::UndoesNothing,
+        &[Invariant::NoTrace, Invariant::NoStaleRead],
+    );
 }
 
 #[test]

@@ -176,7 +176,10 @@ impl Memory {
 
     /// Makes `_`, `__` and `___` these names' values.
     pub fn set_last(&mut self, names: &[Name]) {
-        self.last = names.iter().map(|name| self.names.get(name).cloned()).collect();
+        self.last = names
+            .iter()
+            .map(|name| self.names.get(name).cloned())
+            .collect();
     }
 
     /// The name that the last result has for good, such as `_3`.
@@ -223,11 +226,16 @@ impl Memory {
 
     /// Names together with all that share objects with them, through any depth.
     pub fn family(&self, names: &BTreeSet<Name>, without: &BTreeSet<Name>) -> BTreeSet<Name> {
-        let mut family: BTreeSet<Name> = names.iter().filter(|name| self.has(name)).cloned().collect();
+        let mut family: BTreeSet<Name> = names
+            .iter()
+            .filter(|name| self.has(name))
+            .cloned()
+            .collect();
         if family.iter().any(|name| self.is_locked(name)) {
             return family;
         }
-        let mut reached: BTreeSet<usize> = family.iter().flat_map(|name| self.reach(name)).collect();
+        let mut reached: BTreeSet<usize> =
+            family.iter().flat_map(|name| self.reach(name)).collect();
         if reached.is_empty() {
             return family;
         }
@@ -641,10 +649,7 @@ impl Memory {
 
 impl Function {
     fn mentions(&self) -> impl Iterator<Item = Name> + '_ {
-        self.body
-            .iter()
-            .flat_map(Statement::mentions)
-            .cloned()
+        self.body.iter().flat_map(Statement::mentions).cloned()
     }
 }
 

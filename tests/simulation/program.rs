@@ -195,9 +195,10 @@ impl Statement {
         match self {
             Self::Bind(name, expression)
             | Self::Append(name, expression)
-            | Self::Push(name, expression) => {
-                [Some(name), expression.name()].into_iter().flatten().collect()
-            }
+            | Self::Push(name, expression) => [Some(name), expression.name()]
+                .into_iter()
+                .flatten()
+                .collect(),
             Self::Extend(name, _) | Self::Delete(name) | Self::Result(name) | Self::Call(name) => {
                 vec![name]
             }
@@ -232,9 +233,18 @@ impl fmt::Display for Program {
             .iter()
             .map(|target| format!("{} ({} workers)", target.name, target.workers))
             .collect();
-        writeln!(formatter, "seed {}; targets: {}", self.seed, targets.join(", "))?;
+        writeln!(
+            formatter,
+            "seed {}; targets: {}",
+            self.seed,
+            targets.join(", ")
+        )?;
         if self.looks_ahead > 0 {
-            writeln!(formatter, "the kernel expects {} cells ahead", self.looks_ahead)?;
+            writeln!(
+                formatter,
+                "the kernel expects {} cells ahead",
+                self.looks_ahead
+            )?;
         }
         if self.gives_up {
             writeln!(formatter, "the client stops at an error")?;

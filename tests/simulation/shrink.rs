@@ -21,9 +21,9 @@ pub fn report(program: &Program, fault: Option<Fault>) -> String {
 fn shrink(program: &Program, fault: Option<Fault>, violation: Violation) -> (Program, Violation) {
     let (mut small, mut violation) = (program.clone(), violation);
     loop {
-        let found = candidates(&small)
-            .into_iter()
-            .find_map(|candidate| Some((still(&candidate, fault, violation.invariant)?, candidate)));
+        let found = candidates(&small).into_iter().find_map(|candidate| {
+            Some((still(&candidate, fault, violation.invariant)?, candidate))
+        });
         match found {
             Some((smaller, candidate)) => (small, violation) = (candidate, smaller),
             None => return (small, violation),

@@ -369,7 +369,10 @@ impl Worker {
         let cell = cell_of(&running.orders);
         let slow = outside.program.cells[cell].slow;
         let id = outside.program.cells[cell].id;
-        outside.fate.of(("statement", id, running.next)).below(slow + 1)
+        outside
+            .fate
+            .of(("statement", id, running.next))
+            .below(slow + 1)
     }
 
     fn cell(
@@ -383,7 +386,9 @@ impl Worker {
         let run = running.run;
         let cell = &outside.program.cells[cell_of(&running.orders)];
         let mut exception = interrupted.then(Exception::interrupt);
-        if exception.is_none() && let Some(statement) = cell.statements.get(running.next) {
+        if exception.is_none()
+            && let Some(statement) = cell.statements.get(running.next)
+        {
             let mode = Mode {
                 count: running.orders.count,
                 absent: None,
@@ -499,12 +504,20 @@ impl Worker {
             self.memory.forget(name);
         }
         let wanted = take.names.iter();
-        let missing: BTreeSet<Name> = wanted.filter(|name| !self.memory.has(name)).cloned().collect();
+        let missing: BTreeSet<Name> = wanted
+            .filter(|name| !self.memory.has(name))
+            .cloned()
+            .collect();
         let names = self.memory.family(&take.names, &take.ignored);
         let locked: BTreeMap<Name, (String, String)> = names
             .iter()
             .filter(|name| self.memory.is_locked(name))
-            .map(|name| (name.clone(), ("lock".to_owned(), "cannot pickle a lock".to_owned())))
+            .map(|name| {
+                (
+                    name.clone(),
+                    ("lock".to_owned(), "cannot pickle a lock".to_owned()),
+                )
+            })
             .collect();
         if !locked.is_empty() {
             says.push(Says::Taken(take.transfer, Taken::Uncarriable(locked), None));

@@ -71,7 +71,10 @@ pub fn play(program: &Program, fault: Option<Fault>, traced: bool) -> Played {
     let played = catch_unwind(AssertUnwindSafe(|| world.play()));
     let violation = match played {
         Ok(played) => played.err(),
-        Err(_) => Some(Violation::new(Invariant::NothingStuck, "the session panics")),
+        Err(_) => Some(Violation::new(
+            Invariant::NothingStuck,
+            "the session panics",
+        )),
     };
     Played {
         events: world.events,
@@ -83,7 +86,9 @@ pub fn play(program: &Program, fault: Option<Fault>, traced: bool) -> Played {
 
 /// The cell that a request asks for, by its place in the program.
 pub fn cell_of(asked: &Asked) -> usize {
-    asked.header.msg_id[1..].parse().expect("our own message id")
+    asked.header.msg_id[1..]
+        .parse()
+        .expect("our own message id")
 }
 
 /// What happens at a point of time.
@@ -355,7 +360,11 @@ impl<'a> World<'a> {
         if self.client.expected.is_empty() {
             self.client.accesses_expected = self.client.accesses.clone();
         }
-        let first = self.client.expected.back().map_or(self.client.next, |last| last + 1);
+        let first = self
+            .client
+            .expected
+            .back()
+            .map_or(self.client.next, |last| last + 1);
         let missing = self
             .program
             .looks_ahead
@@ -465,9 +474,18 @@ impl<'a> World<'a> {
                 worker,
                 alive: starts,
                 cut: false,
-                inwards: Link { last: time, carried: 0 },
-                published: Link { last: time, carried: 0 },
-                answers: Link { last: time, carried: 0 },
+                inwards: Link {
+                    last: time,
+                    carried: 0,
+                },
+                published: Link {
+                    last: time,
+                    carried: 0,
+                },
+                answers: Link {
+                    last: time,
+                    carried: 0,
+                },
             },
         );
         let happening = if starts {
@@ -637,7 +655,8 @@ impl<'a> World<'a> {
                 self.tell(Event::Replied(worker, run, Box::new(reply)))
             }
             Says::Idle(run) => {
-                if self.fault == Some(Fault::LosesIdle) && self.fate.of(("idle", run.0)).chance(10) {
+                if self.fault == Some(Fault::LosesIdle) && self.fate.of(("idle", run.0)).chance(10)
+                {
                     return Ok(());
                 }
                 self.tell(Event::Idle(worker, run))
@@ -797,7 +816,10 @@ impl<'a> World<'a> {
         if asked.header.msg_id.starts_with('e') {
             return Err(Violation::new(
                 Invariant::NoTrace,
-                format!("something is said under cell {}, which nobody asked for", self.program.cells[cell].id),
+                format!(
+                    "something is said under cell {}, which nobody asked for",
+                    self.program.cells[cell].id
+                ),
             ));
         }
         Ok(cell)
@@ -808,10 +830,16 @@ impl<'a> World<'a> {
         self.statistics.ahead += u64::from(orders.keep.is_some());
         // A run whose prelude failed may be started again.
         let before = self.runs.remove(&run);
-        if let Some(before) = before.as_ref().filter(|before| before.cell != cell || before.discarded) {
+        if let Some(before) = before
+            .as_ref()
+            .filter(|before| before.cell != cell || before.discarded)
+        {
             return Err(Violation::new(
                 Invariant::NothingDoubled,
-                format!("run {} of cell {} is started again: {before:?}", run.0, cell),
+                format!(
+                    "run {} of cell {} is started again: {before:?}",
+                    run.0, cell
+                ),
             ));
         }
         let held = before.and_then(|before| before.held);
@@ -855,13 +883,19 @@ impl<'a> World<'a> {
         let Some(running) = running.filter(|running| running.cell == cell) else {
             return Err(Violation::new(
                 Invariant::Order,
-                format!("cell {} gets another one's reply", self.program.cells[cell].id),
+                format!(
+                    "cell {} gets another one's reply",
+                    self.program.cells[cell].id
+                ),
             ));
         };
         if running.discarded {
             return Err(Violation::new(
                 Invariant::NoTrace,
-                format!("cell {} gets the reply of a discarded run", self.program.cells[cell].id),
+                format!(
+                    "cell {} gets the reply of a discarded run",
+                    self.program.cells[cell].id
+                ),
             ));
         }
         if running.misread {
@@ -876,7 +910,10 @@ impl<'a> World<'a> {
         let outcome = Outcome {
             executed: running.executed,
             exception: running.exception.clone(),
-            worker_lives: self.places.get(&running.worker).is_some_and(|place| place.alive),
+            worker_lives: self
+                .places
+                .get(&running.worker)
+                .is_some_and(|place| place.alive),
         };
         self.judge.ends(cell, End::Replied(outcome))
     }
@@ -890,7 +927,10 @@ impl<'a> World<'a> {
             let waiting: Vec<u64> = waiting.map(|cell| self.program.cells[*cell].id).collect();
             return Err(Violation::new(
                 Invariant::NothingStuck,
-                format!("cells {waiting:?} are never answered: {:?}", self.session.overview()),
+                format!(
+                    "cells {waiting:?} are never answered: {:?}",
+                    self.session.overview()
+                ),
             ));
         }
         let under_way = self.session.overview();
@@ -911,7 +951,10 @@ impl<'a> World<'a> {
             if let Some(run) = place.worker.standing.iter().find(discarded) {
                 return Err(Violation::new(
                     Invariant::NoTrace,
-                    format!("discarded run {} stands in the memory of worker {}", run.0, id.0),
+                    format!(
+                        "discarded run {} stands in the memory of worker {}",
+                        run.0, id.0
+                    ),
                 ));
             }
             if let Some(run) = place.worker.unsettled().first() {
@@ -922,11 +965,23 @@ impl<'a> World<'a> {
             }
         }
         let held = |running: &&Running| running.held.is_some();
-        let gone = |running: &Running| self.places.get(&running.worker).is_none_or(|place| !place.alive);
-        if let Some(running) = self.runs.values().filter(held).find(|running| !gone(running)) {
+        let gone = |running: &Running| {
+            self.places
+                .get(&running.worker)
+                .is_none_or(|place| !place.alive)
+        };
+        if let Some(running) = self
+            .runs
+            .values()
+            .filter(held)
+            .find(|running| !gone(running))
+        {
             return Err(Violation::new(
                 Invariant::NothingLeaks,
-                format!("output of cell {} is held for ever", self.program.cells[running.cell].id),
+                format!(
+                    "output of cell {} is held for ever",
+                    self.program.cells[running.cell].id
+                ),
             ));
         }
         self.check_copies()
@@ -945,7 +1000,10 @@ impl<'a> World<'a> {
                 if here != there {
                     return Err(Violation::new(
                         Invariant::NoStaleRead,
-                        format!("worker {} is said to have `{name}`, and has {here} instead of {there}", holder.0),
+                        format!(
+                            "worker {} is said to have `{name}`, and has {here} instead of {there}",
+                            holder.0
+                        ),
                     ));
                 }
             }
@@ -967,9 +1025,14 @@ fn death_of(worker: WorkerId) -> Problem {
 /// An event in a line.
 fn describe_event(event: &Event) -> String {
     match event {
-        Event::Execute(ask) => format!("-> Execute {}: {:?}", ask.0.message.header.msg_id, ask.1.source),
+        Event::Execute(ask) => format!(
+            "-> Execute {}: {:?}",
+            ask.0.message.header.msg_id, ask.1.source
+        ),
         Event::Expect(cells) => {
-            let ids = cells.iter().map(|(request, _)| request.message.header.msg_id.as_str());
+            let ids = cells
+                .iter()
+                .map(|(request, _)| request.message.header.msg_id.as_str());
             format!("-> Expect {:?}", ids.collect::<Vec<_>>())
         }
         Event::Expected(request) => format!("-> Expected {}", request.message.header.msg_id),
@@ -981,13 +1044,24 @@ fn describe_event(event: &Event) -> String {
             report.deleted,
             report.kept,
             report.changed,
-            report.failed.as_ref().map(|failed| (&failed.action, &failed.ename, &failed.message)),
+            report
+                .failed
+                .as_ref()
+                .map(|failed| (&failed.action, &failed.ename, &failed.message)),
         ),
         Event::Replied(worker, run, reply) => format!(
             "-> Replied worker {} run {}: {:?}",
             worker.0, run.0, reply.exception
         ),
-        Event::Taken(transfer, Taken::Ok { names, needs, missing, .. }) => format!(
+        Event::Taken(
+            transfer,
+            Taken::Ok {
+                names,
+                needs,
+                missing,
+                ..
+            },
+        ) => format!(
             "-> Taken {transfer}: {:?} needs {needs:?} missing {missing:?}",
             names.keys().collect::<Vec<_>>()
         ),
@@ -1003,11 +1077,18 @@ fn describe_effect(effect: &Effect) -> String {
         Effect::Note(asked, text) => format!("   <- Note {} {text:?}", asked.header.msg_id),
         Effect::Answer(asked, answer) => format!("   <- Answer {} {answer:?}", asked.header.msg_id),
         Effect::Reply(asked, message) => {
-            format!("   <- Reply {} of run {:?}", asked.header.msg_id, message.content)
+            format!(
+                "   <- Reply {} of run {:?}",
+                asked.header.msg_id, message.content
+            )
         }
         Effect::Run(worker, run, orders) => {
             let steps = orders.plan.steps.iter().map(|step| match step {
-                Step::Put(put) => format!("put {:?} of {}", put.names.keys().collect::<Vec<_>>(), put.transfer),
+                Step::Put(put) => format!(
+                    "put {:?} of {}",
+                    put.names.keys().collect::<Vec<_>>(),
+                    put.transfer
+                ),
                 Step::Define(defined) => format!("define {:?}", defined.definition.binds),
             });
             format!(
