@@ -75,7 +75,7 @@ pub struct Outside<'a> {
     /// What definitions do, by their source.
     pub definitions: &'a BTreeMap<String, (Name, Vec<Statement>)>,
     /// The values that the current run's prelude puts.
-    pub parcels: BTreeMap<u64, Result<Parcel, PreludeFailure>>,
+    pub parcels: BTreeMap<u64, Result<Parcel, Box<PreludeFailure>>>,
 }
 
 /// What is needed to undo a run.
@@ -258,7 +258,7 @@ impl Worker {
             Ok(kept) => kept,
             Err(failure) => {
                 let report = Report {
-                    failed: Some(failure),
+                    failed: Some(*failure),
                     ..Report::default()
                 };
                 says.push(Says::Reports(run, Box::new(report)));
@@ -300,7 +300,7 @@ impl Worker {
         orders: &Orders,
         outside: &Outside<'_>,
         steps_left: &mut u64,
-    ) -> Result<BTreeSet<Name>, PreludeFailure> {
+    ) -> Result<BTreeSet<Name>, Box<PreludeFailure>> {
         let mut step = |action: &str| {
             if *steps_left == 0 {
                 return Err(failure(action, &[], "KeyboardInterrupt", ""));
@@ -565,12 +565,12 @@ pub fn cell_of(orders: &Orders) -> usize {
     crate::world::cell_of(&orders.request)
 }
 
-pub fn failure(action: &str, names: &[Name], ename: &str, message: &str) -> PreludeFailure {
-    PreludeFailure {
+pub fn failure(action: &str, names: &[Name], ename: &str, message: &str) -> Box<PreludeFailure> {
+    Box::new(PreludeFailure {
         action: action.to_owned(),
         names: names.iter().map(ToString::to_string).collect(),
         ename: ename.to_owned(),
         message: message.to_owned(),
         ..PreludeFailure::default()
-    }
+    })
 }

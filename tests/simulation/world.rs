@@ -594,7 +594,7 @@ impl<'a> World<'a> {
     }
 
     /// The values that the prelude of the worker's current run puts, as they are now.
-    fn parcels_for(&mut self, id: WorkerId) -> BTreeMap<u64, Result<Parcel, PreludeFailure>> {
+    fn parcels_for(&mut self, id: WorkerId) -> BTreeMap<u64, Result<Parcel, Box<PreludeFailure>>> {
         let mut parcels = BTreeMap::new();
         let Some((run, orders)) = self
             .places
