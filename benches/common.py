@@ -37,32 +37,35 @@ class Kernel:
     def pid(self):
         return self.manager.provisioner.process.pid
 
-    def seconds(self, code, target=None):
-        """Runs a cell; returns the seconds from sending it to having both its reply and its idle."""
+    def send(self, code, target=None):
+        """Sends a cell and returns its id."""
         metadata = {"workflow": {"target": target}} if target else {}
         content = {
             "code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False,
             "stop_on_error": True,
         }  # fmt: skip
         message = self.client.session.msg("execute_request", content, metadata=metadata)
-        began = time.perf_counter()
         self.client.shell_channel.send(message)
-        while True:
+        return message["header"]["msg_id"]
+
+    def wait(self, sent):
+        """Waits until all these cells have their replies and their idles."""
+        replies, idles = set(sent), set(sent)
+        while replies:
             reply = self.client.get_shell_msg(timeout=120)
-            if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
-                break
-        while True:
+            if reply["content"].get("status") != "ok":
+                raise SystemExit("\n".join(reply["content"].get("traceback", [str(reply["content"])])))
+            replies.discard(reply["parent_header"].get("msg_id"))
+        while idles:
             seen = self.client.get_iopub_msg(timeout=120)
-            if (
-                seen["parent_header"].get("msg_id") == message["header"]["msg_id"]
-                and seen["msg_type"] == "status"
-                and seen["content"]["execution_state"] == "idle"
-            ):
-                break
-        took = time.perf_counter() - began
-        if reply["content"]["status"] != "ok":
-            raise SystemExit("\n".join(reply["content"].get("traceback", [str(reply["content"])])))
-        return took
+            if seen["msg_type"] == "status" and seen["content"]["execution_state"] == "idle":
+                idles.discard(seen["parent_header"].get("msg_id"))
+
+    def seconds(self, code, target=None):
+        """Runs a cell; returns the seconds from sending it to having both its reply and its idle."""
+        began = time.perf_counter()
+        self.wait({self.send(code, target)})
+        return time.perf_counter() - began
 
     def value(self, expression, target=None):
         """The number that `expression` gives, through a file beside the notebook."""

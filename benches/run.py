@@ -6,9 +6,10 @@ import analysis
 import carry
 import latency
 import memory
+import overlap
 import plan
 import start
 
 if __name__ == "__main__":
-    results = [bench.main() for bench in (start, latency, carry, memory, plan, analysis)]
+    results = [bench.main() for bench in (start, latency, carry, memory, overlap, plan, analysis)]
     sys.exit(not all(results))

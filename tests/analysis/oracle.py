@@ -203,11 +203,15 @@ def bound_by_table(source):
         table = symtable.symtable(source, "cell", "exec")
     except SyntaxError:  # a top-level await
         return set()
+    # Since 3.12 the variables of comprehensions stand in the table of what surrounds them.
+    nodes = ast.walk(ast.parse(source))
+    inner = [part for node in nodes if isinstance(node, ast.comprehension) for part in ast.walk(node.target)]
+    inner = {part.id for part in inner if isinstance(part, ast.Name)} if sys.version_info >= (3, 12) else set()
     return {
         symbol.get_name()
         for symbol in table.get_symbols()
         if (symbol.is_assigned() and not symbol.is_annotated()) or symbol.is_imported()
-    } - {"*"}
+    } - {"*"} - inner
 
 
 def definitions(tree):

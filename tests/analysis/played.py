@@ -15,7 +15,8 @@ import sys
 import warnings
 
 NAMES = ["a", "b", "c", "d", "f", "g", "h", "len", "__p"]
-NEW = sys.version_info >= (3, 12)
+# 3.12 knows type parameters, but at first mangled private names after a generic class.
+NEW = sys.version_info >= (3, 13)
 FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 STEPS = 400
 

@@ -48,6 +48,7 @@ impl Walker<'_> {
         }
         self.called(&name);
         if let (Some(held), Some(later)) = (&mut self.held, self.functions.get(name.as_str()))
+            && !held.arguments
             && (!called || later.returns_code)
         {
             held.later.add(Later::clone(later));
@@ -169,11 +170,11 @@ impl Walker<'_> {
             let Some(later) = self.functions.get(name.as_str()).cloned() else {
                 continue;
             };
-            self.functions.note(&name, Noted::At(self.sure.losses()));
+            let forever = self.functions.note(&name, Noted::At(self.sure.losses()));
             visited.push(name);
             open.extend(later.reads.iter().cloned());
             self.reached.extend(later.reads.iter().cloned());
-            settled &= self.happens(&later);
+            settled &= self.happens(&later, forever);
         }
         if settled {
             for name in visited {
@@ -182,13 +183,17 @@ impl Walker<'_> {
         }
     }
 
-    /// What a call does. Returns whether it would do nothing else at any later place of the cell.
-    pub fn happens(&mut self, later: &Later) -> bool {
+    /// What a call does: here, or, if `forever`, anywhere from here on. Returns whether it would do
+    /// nothing else at any later place of the cell.
+    fn happens(&mut self, later: &Later, forever: bool) -> bool {
         let mut settled = true;
         for name in &later.reads {
-            if !self.sure.contains(name) {
+            if self.sure.is_lasting(name) {
+                continue;
+            }
+            if forever || !self.sure.contains(name) {
                 self.note_read(name.clone(), Read::Maybe);
-            } else if !self.sure.is_lasting(name) {
+            } else {
                 settled = false;
             }
         }
@@ -230,11 +235,11 @@ impl Walker<'_> {
             self.called(name);
             self.reached.insert(name.clone());
         }
-        self.happens(later);
+        self.happens(later, false);
     }
 
     /// Visits an expression, and gathers what the functions in it do: calling what it gives may do
-    /// it, too. What is only handed to a call counts if `arguments` do.
+    /// it, too. For `arguments` see [`Held`].
     pub fn held<T>(&mut self, arguments: bool, visit: impl FnOnce(&mut Self) -> T) -> (T, Later) {
         let outer = self.held.replace(Held {
             later: Later::default(),

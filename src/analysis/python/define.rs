@@ -378,11 +378,15 @@ impl Walker<'_> {
         let Some(type_params) = type_params else {
             return visit(self);
         };
-        let names = type_params
+        let mut names: BTreeSet<Name> = type_params
             .type_params
             .iter()
             .map(|parameter| self.name(parameter.name().as_str()))
             .collect();
+        if let Some(Scope::Class(class)) = self.scopes.last() {
+            // CPython looks in the class and in the notebook first for what the class binds.
+            names.retain(|name| !class.bindings.locals.contains(name));
+        }
         self.scopes.push(Scope::Inner(names));
         for parameter in &type_params.type_params {
             self.maybe(|walker| walk_type_param(walker, parameter));

@@ -71,7 +71,12 @@ pub struct Functions(BTreeMap<Name, Function>);
 struct Function {
     later: Rc<Later>,
     noted: Noted,
+    /// How often.
+    times: u32,
 }
+
+/// Calls of a function are gone through anew, where less is sure, this often; then once for all.
+const TIMES: u32 = 8;
 
 /// Whether a call of a function, and of all that it calls, has been noted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,10 +99,13 @@ impl Functions {
             .map_or(Noted::Always, |function| function.noted)
     }
 
-    pub fn note(&mut self, name: &Name, noted: Noted) {
-        if let Some(function) = self.0.get_mut(name) {
+    /// Returns whether it should hold for all of the cell.
+    pub fn note(&mut self, name: &Name, noted: Noted) -> bool {
+        self.0.get_mut(name).is_some_and(|function| {
             function.noted = noted;
-        }
+            function.times += 1;
+            function.times > TIMES
+        })
     }
 
     /// The name does this from now on.

@@ -15,6 +15,7 @@ mod input;
 mod ipython;
 mod later;
 mod magics;
+mod methods;
 mod reflect;
 mod scope;
 mod sure;

@@ -59,14 +59,6 @@ impl Sure {
         Split(self.trail.len())
     }
 
-    /// What has become sure since the split.
-    pub fn gained(&self, split: &Split) -> BTreeSet<Name> {
-        let new = self.trail[split.0..].iter();
-        new.filter(|(name, bound)| *bound && self.names.contains_key(name))
-            .map(|(name, _)| name.clone())
-            .collect()
-    }
-
     /// Goes back to before the split, but for what was unbound since. Returns what had become sure.
     pub fn meet(&mut self, split: Split) -> BTreeSet<Name> {
         let mut before = BTreeMap::new();

@@ -10,6 +10,7 @@ use ruff_python_ast::{
 };
 use ruff_text_size::Ranged;
 
+use super::methods::only_reads;
 use super::bindings::{Bindings, pattern_name, targets};
 use super::later::{Functions, Later};
 use super::scope::{Scope, class_around};
@@ -19,6 +20,10 @@ use crate::name::Name;
 
 /// Scopes inside each other; CPython gives up earlier.
 const MOST_SCOPES: usize = 1000;
+
+/// Names that the functions in a value may need before it counts as in need of all: a list that
+/// grows from statement to statement would else be copied by each.
+const MOST_HELD: usize = 200;
 
 pub struct Walker<'s> {
     pub source: &'s str,
@@ -55,7 +60,8 @@ pub struct Walker<'s> {
 /// What the functions in an expression do when they are called.
 pub struct Held {
     pub later: Later,
-    /// Whether those that are only handed to a call count.
+    /// Whether lambdas that are only handed to a call count, but functions by their names alone: so
+    /// in a definition, which needs all that its statement reads.
     pub arguments: bool,
 }
 
@@ -186,7 +192,7 @@ impl<'s> Walker<'s> {
         self.visit_expr(&statement.test);
         let mut ends = vec![self.branch(&statement.body)];
         let mut complete = false;
-        // What a later test binds is sure only where it was reached.
+        // What a later test binds is not sure where an earlier one held.
         let split = self.sure.split();
         self.conditions += 1;
         for clause in &statement.elif_else_clauses {
@@ -194,16 +200,12 @@ impl<'s> Walker<'s> {
                 Some(test) => self.visit_expr(test),
                 None => complete = true,
             }
-            let mut gained = self.sure.gained(&split);
-            ends.push(self.branch(&clause.body).map(|end| {
-                gained.extend(end);
-                gained
-            }));
+            ends.push(self.branch(&clause.body));
         }
         self.conditions -= 1;
-        let rest = self.sure.meet(split);
+        self.sure.meet(split);
         if !complete {
-            ends.push(Some(rest));
+            return;
         }
         self.join(ends);
     }
@@ -276,6 +278,13 @@ impl<'s> Walker<'s> {
             return;
         }
         let ((), mut held) = self.held(false, |walker| walker.visit_expr(&statement.value));
+        if held.reads.len() > MOST_HELD {
+            held = Later {
+                dynamic: Some(Dynamic::Code),
+                returns_code: true,
+                ..Later::default()
+            };
+        }
         for target in &statement.targets {
             if let Expr::Name(name) = target
                 && let Some(before) = self.functions.get(name.id.as_str()).cloned()
@@ -301,7 +310,9 @@ impl<'s> Walker<'s> {
         match &*call.func {
             Expr::Name(name) => self.read_to(&name.id, true),
             function => {
-                if let Expr::Attribute(attribute) = function {
+                if let Expr::Attribute(attribute) = function
+                    && !only_reads(&attribute.attr, call)
+                {
                     self.mutate(&attribute.value);
                 }
                 self.visit_expr(function);
