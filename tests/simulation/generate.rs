@@ -3,6 +3,8 @@
 //! Each program uses only some of what there is, chosen first: a mixture of everything in every
 //! notebook would hide what only shows when one kind of thing happens often.
 
+use std::collections::BTreeMap;
+
 use cellferry::name::Name;
 
 use crate::program::{Cell, Death, Expression, Program, Statement, Target};
@@ -103,7 +105,11 @@ pub fn program(seed: u64) -> Program {
             all: random.chance(30),
         })
         .collect();
-    let mut maker = Maker { random, taste };
+    let mut maker = Maker {
+        random,
+        taste,
+        kinds: BTreeMap::new(),
+    };
     let cells: Vec<Cell> = (0..length)
         .map(|id| maker.cell(id, targets.len(), haste, slow))
         .collect();
@@ -122,24 +128,38 @@ pub fn program(seed: u64) -> Program {
     }
 }
 
+/// What a name probably stands for by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Number,
+    List,
+    Function,
+    Lock,
+}
+
 struct Maker {
     random: Random,
     taste: Taste,
+    /// So that not every other cell fails: after an error a client's other cells are aborted, and nothing is learnt from them.
+    kinds: BTreeMap<Name, Kind>,
 }
 
 impl Maker {
     fn cell(&mut self, id: u64, targets: usize, haste: u64, slow: u64) -> Cell {
         let is_step = self.random.chance(self.taste.steps);
         let silent = self.random.chance(self.taste.silent);
-        let mut statements: Vec<Statement> = (0..1 + self.random.below(3))
-            .map(|_| self.statement())
-            .collect();
+        let mut statements: Vec<Statement> = if id == 0 && self.random.chance(85) {
+            self.first()
+        } else {
+            let count = 1 + self.random.below(3);
+            (0..count).map(|_| self.statement()).collect()
+        };
         // Most cells show what they see: what nobody sees cannot be seen to be wrong.
         if self.random.chance(60) {
             statements.push(self.print());
         }
         if self.random.chance(self.taste.results) {
-            let name = self.value();
+            let name = self.bound();
             statements.push(Statement::Result(name));
         }
         let mut after = Vec::new();
@@ -166,6 +186,69 @@ impl Maker {
         }
     }
 
+    /// Binds most of the names.
+    fn first(&mut self) -> Vec<Statement> {
+        let names = &VALUES[..self.taste.names as usize];
+        let mut statements: Vec<Statement> = names
+            .iter()
+            .map(|name| self.bind(Name::from(*name)))
+            .collect();
+        if self.taste.functions > 0 {
+            statements.push(self.define());
+        }
+        statements
+    }
+
+    fn bind(&mut self, name: Name) -> Statement {
+        let expression = self.expression();
+        let kind = match &expression {
+            Expression::Number(_) | Expression::Length(_) => Some(Kind::Number),
+            Expression::List(_)
+            | Expression::Big(_)
+            | Expression::Wrap(_)
+            | Expression::Copy(_) => Some(Kind::List),
+            Expression::Name(other) => self.kinds.get(other).copied(),
+            Expression::Lock => Some(Kind::Lock),
+        };
+        if let Some(kind) = kind {
+            self.kinds.insert(name.clone(), kind);
+        }
+        Statement::Bind(name, expression)
+    }
+
+    fn define(&mut self) -> Statement {
+        let count = 1 + self.random.below(2);
+        let body = (0..count).map(|_| self.simple()).collect();
+        let name = self.function();
+        self.kinds.insert(name.clone(), Kind::Function);
+        Statement::Define(name, body)
+    }
+
+    /// A name that is probably what is wanted.
+    fn likely(&mut self, wanted: impl Fn(Kind) -> bool) -> Name {
+        let mut name = self.value();
+        for _ in 0..8 {
+            if self.kinds.get(&name).is_some_and(|kind| wanted(*kind)) {
+                break;
+            }
+            name = self.value();
+        }
+        name
+    }
+
+    fn list(&mut self) -> Name {
+        self.likely(|kind| kind == Kind::List)
+    }
+
+    /// Something that may stand in a list.
+    fn item(&mut self) -> Name {
+        self.likely(|kind| matches!(kind, Kind::Number | Kind::List))
+    }
+
+    fn bound(&mut self) -> Name {
+        self.likely(|_| true)
+    }
+
     fn value(&mut self) -> Name {
         // Now and then a function's name, so that names change what they are.
         if self.random.chance(self.taste.functions / 4) {
@@ -181,7 +264,7 @@ impl Maker {
 
     fn print(&mut self) -> Statement {
         let count = 1 + self.random.below(3);
-        Statement::Print((0..count).map(|_| self.value()).collect())
+        Statement::Print((0..count).map(|_| self.bound()).collect())
     }
 
     fn number(&mut self) -> i64 {
@@ -198,16 +281,14 @@ impl Maker {
         }
         if self.random.chance(self.taste.functions) {
             return if self.random.chance(50) {
-                let count = 1 + self.random.below(2);
-                let body = (0..count).map(|_| self.simple()).collect();
-                Statement::Define(self.function(), body)
+                self.define()
             } else {
                 Statement::Call(self.function())
             };
         }
         if self.random.chance(self.taste.conditions) {
             let inner = Box::new(self.simple());
-            return Statement::If(self.value(), inner);
+            return Statement::If(self.bound(), inner);
         }
         if self.random.chance(self.taste.failures) {
             return Statement::Fail;
@@ -218,26 +299,37 @@ impl Maker {
     /// What may stand in a function, too.
     fn simple(&mut self) -> Statement {
         if self.random.chance(self.taste.visible) {
-            let expression = self.expression();
+            let expression = self.item_expression();
             return if self.random.chance(20) {
                 let number = self.number();
-                Statement::Extend(self.value(), number)
+                Statement::Extend(self.list(), number)
             } else {
-                Statement::Append(self.value(), expression)
+                Statement::Append(self.list(), expression)
             };
         }
         if self.random.chance(self.taste.hidden) {
-            let expression = self.expression();
-            return Statement::Push(self.value(), expression);
+            let expression = self.item_expression();
+            return Statement::Push(self.list(), expression);
         }
         if self.random.chance(self.taste.deletes) {
-            return Statement::Delete(self.value());
+            let name = self.bound();
+            self.kinds.remove(&name);
+            return Statement::Delete(name);
         }
         if self.random.chance(30) {
             return self.print();
         }
-        let expression = self.expression();
-        Statement::Bind(self.value(), expression)
+        let name = self.value();
+        self.bind(name)
+    }
+
+    /// A value that may mostly stand in a list.
+    fn item_expression(&mut self) -> Expression {
+        match self.expression() {
+            Expression::Name(_) => Expression::Name(self.item()),
+            Expression::Lock if self.random.chance(90) => Expression::Number(1),
+            other => other,
+        }
     }
 
     fn expression(&mut self) -> Expression {
@@ -245,15 +337,14 @@ impl Maker {
             return Expression::Lock;
         }
         if self.random.chance(self.taste.aliases) {
-            let name = self.value();
             return if self.random.chance(60) {
-                Expression::Name(name)
+                Expression::Name(self.bound())
             } else {
-                Expression::Wrap(name)
+                Expression::Wrap(self.item())
             };
         }
         if self.random.chance(25) {
-            let name = self.value();
+            let name = self.list();
             return if self.random.chance(50) {
                 Expression::Copy(name)
             } else {
