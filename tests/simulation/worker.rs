@@ -552,10 +552,16 @@ impl Worker {
             return;
         };
         self.era += 1;
-        let kept = self.kept.drain(place..).next();
-        if let Some(kept) = kept {
-            self.memory.restore(kept.before, &kept.copies);
-            self.standing.truncate(kept.standing);
+        let kept = self.kept.split_off(place);
+        let mut kept = kept.into_iter();
+        if let Some(first) = kept.next() {
+            let later: Vec<Kept> = kept.collect();
+            let later: Vec<_> = later
+                .iter()
+                .map(|kept| (&kept.before, &kept.copies))
+                .collect();
+            self.memory.restore(first.before, &first.copies, &later);
+            self.standing.truncate(first.standing);
         }
     }
 }
