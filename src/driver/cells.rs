@@ -405,13 +405,10 @@ pub fn needed(analysis: &Analysis, workflow: Option<&Workflow>) -> Needed {
             Read::Maybe | Read::Deferred => needed.may.insert(name.clone()),
         };
     }
-    needed.may.extend(
-        analysis
-            .mutates
-            .union(&analysis.deletes)
-            .filter(|name| !needed.must.contains(*name))
-            .cloned(),
-    );
+    // What the cell changes it also reads, unless it has bound it before.
+    let deletes = analysis.deletes.iter();
+    let deletes = deletes.filter(|name| !needed.must.contains(*name));
+    needed.may.extend(deletes.cloned());
     needed.everything = analysis.dynamic.is_some();
     needed
 }

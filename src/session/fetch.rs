@@ -199,6 +199,17 @@ impl Session {
             .any(|name| only_here.contains(name) || replaced.contains(name))
     }
 
+    /// Whether the run could change what its worker had before another run there that may have to be taken back, and of
+    /// which that one keeps no copy: going back to before that one would bring it back changed.
+    fn is_kept_by_nobody(&self, run: &Run, only_here: &BTreeSet<Name>) -> bool {
+        let view = self.view(run.seq);
+        let worker = run.state.worker();
+        self.given()
+            .filter(|(_, other)| other.seq < run.seq && other.state.worker() == worker)
+            .filter_map(|(_, other)| other.undo.as_ref())
+            .any(|undo| only_here.iter().any(|name| undo.before.has(&view, name)))
+    }
+
     /// Whether a later run has been started that uses the name.
     fn is_used(&self, name: &Name, seq: u64) -> bool {
         self.started()
@@ -609,7 +620,10 @@ impl Session {
             }
             _ => false,
         };
-        if !run.begun && (self.started().any(may_change) || self.is_needed_before(run, &only_here))
+        if !run.begun
+            && (self.started().any(may_change)
+                || self.is_needed_before(run, &only_here)
+                || self.is_kept_by_nobody(run, &only_here))
         {
             return false;
         }

@@ -86,7 +86,8 @@ def test_same_as_ipykernel(name, kernel_name, targets, tmp_path, places):
             cell.metadata.pop("papermill", None)
     assert_same_notebooks(*done, folders)
     if kernel_name == "cellferry":
-        assert places.read_text().split() == (PLACES[:-1] if name == "papermill" else PLACES)
+        # In any order: steps run ahead of their turn.
+        assert sorted(places.read_text().split()) == sorted(PLACES[:-1] if name == "papermill" else PLACES)
     if name == "papermill":
         printed = [output["text"] for cell in done[1].cells for output in cell.outputs if output.output_type == "stream"]
         assert "one 5\n" in printed

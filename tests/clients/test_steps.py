@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -351,11 +352,14 @@ def test_error_aborts_steps_in_the_queue(start, targets, tmp_path):
     kernel = start()
     failing = f"import os, time\nwhile not os.path.exists({str(gate)!r}):\n    time.sleep(0.01)\nraise ValueError('stop')"
     runs = [kernel.send(failing, on(LEFT))]
-    runs += [kernel.send("open('ran', 'w')", on(target)) for target in (RIGHT, LEFT)] + [kernel.send("1")]
+    runs += [kernel.send("ran = open('ran', 'w')", on(target)) for target in (RIGHT, LEFT)] + [kernel.send("1")]
     gate.touch()
     kernel.finish(*runs)
     assert [run.status for run in runs] == ["error", "aborted", "aborted", "aborted"]
-    assert not any((tmp_path / target / "ran").exists() for target in (LEFT, RIGHT))
+    # The step on the other target may have begun ahead of its turn; but for its file nothing of it is left.
+    assert not (tmp_path / LEFT / "ran").exists()
+    for target in (LEFT, RIGHT):
+        assert kernel.run("print('ran' in globals())", on(target)).ok().text() == "False\n"
 
 
 def test_widget_lives_on_its_target(start, targets):
@@ -606,7 +610,7 @@ def test_only_what_is_read_moves(start, targets):
     """Arrays of one dtype share that, but no change can be made to it."""
     kernel = start()
     kernel.run("import numpy as np\na, b = np.ones(3), np.zeros(3)\nc = a[1:]").ok()
-    kernel.run("a.sum()", on(LEFT)).ok()
+    kernel.run("a[0] = 2", on(LEFT)).ok()
     for name, place in (("a", LEFT), ("b", "home"), ("c", LEFT)):
         assert f"current on `{place}`" in kernel.run(f"%cellferry where {name}").ok().text()
 
@@ -615,9 +619,10 @@ def test_magics_of_the_kernel(start, targets):
     kernel = start()
     kernel.run("x = [1]\ny = 2").ok()
     kernel.run("x.append(y)", on(LEFT)).ok()
-    assert kernel.run("%cellferry where x").ok().text() == (
-        "`x` (list): made by cell [1], current on `left`, an older version left on `home`\n"
-    )
+    told = kernel.run("%cellferry where x").ok().text()
+    assert re.fullmatch(
+        r"`x` \(list, about \d+ B\): version \d+, made by cell \[1\], current on `left`, another version on `home`\n", told
+    ), told
     assert "current on `home`, `left`" in kernel.run("%cellferry where y").ok().text()
     assert kernel.run("%cellferry where z").ok().text() == "no cell has bound `z`\n"
     assert "did you mean `status`" in kernel.run("%cellferry statsu").error
@@ -633,11 +638,17 @@ def test_status_of_what_runs_and_waits(start, targets, tmp_path):
     gate = tmp_path / "gate"
     first = kernel.send(f"import os, time\nprint('on')\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)", on(LEFT))
     second = kernel.send("'second'")
+    third = kernel.send("seen = given", on(RIGHT))
+    fourth = kernel.send("given = 1", on(LEFT))
+    fifth = kernel.send("given + 1", on(RIGHT))
     wait_until(lambda: "running on left" in kernel.run("%cellferry status").text(), 20, "a running cell")
     told = kernel.run("%cellferry status").ok().text()
-    assert "waiting on home: 'second'" in told
+    assert "waiting for its turn on home: 'second'" in told
+    assert "waiting for `given` on right: given + 1" in told
+    kernel.read_until(lambda: "done, waiting for its turn on right: seen = given" in
+                      kernel.run("%cellferry status").text())  # fmt: skip
     gate.touch()
-    kernel.finish(first, second)
+    kernel.finish(first, second, third, fourth, fifth)
     assert "no cell runs or waits" in kernel.run("%cellferry status").ok().text()
 
 

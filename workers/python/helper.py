@@ -49,7 +49,7 @@ def snapshot():
     """Every name with the identity of its value, and every `name.` with those of its state."""
     seen = {}
     for name, value in namespace.items():
-        seen[name] = identity_of(value)
+        seen[name] = mark_of(value)
         if isinstance(value, (type, types.FunctionType)) and is_own(value) and value.__name__ == name:
             state = state_of(value)
             if state:
@@ -57,7 +57,7 @@ def snapshot():
     return seen
 
 
-def identity_of(value):
+def mark_of(value):
     """What tells a value from another one."""
     if isinstance(value, types.FunctionType) and is_own(value) and has_state(value):
         # A lambda and the like travels as a value: what is set on it makes it another one.
@@ -1036,7 +1036,7 @@ def report():
         for name, value in unbound.items():
             if name not in namespace:
                 namespace[name] = value
-                known[name] = identity_of(value)
+                known[name] = mark_of(value)
         # In a notebook with one worker nobody else will ask.
         bound, gone = changes(thorough=touched is not None)
         seen = {name: describe_name(name) for name in touched or () if name not in bound and exists(name)}
