@@ -370,13 +370,14 @@ impl Memory {
 
     // --- carrying --------------------------------------------------------------------------------------
 
-    /// Copies of these names' values, to be bound elsewhere.
-    pub fn pack(&self, names: &BTreeSet<Name>) -> Parcel {
+    /// Copies of these names' values, to be bound elsewhere, where `ignored` names are something else.
+    pub fn pack(&self, names: &BTreeSet<Name>, ignored: &BTreeSet<Name>) -> Parcel {
         let mut parcel = self.copy(names);
         // What stands in the notebook under its own name is found there by that name.
         for name in names {
             if let Some(value @ Value::Function(function)) = self.names.get(name)
                 && !names.contains(&function.name)
+                && !ignored.contains(&function.name)
                 && self.names.get(&function.name) == Some(value)
             {
                 parcel.memory.forget(name);

@@ -62,6 +62,7 @@ pub enum Contents {
     Memory {
         holder: WorkerId,
         names: BTreeSet<Name>,
+        ignored: BTreeSet<Name>,
         /// What the holder had done by then.
         era: u64,
     },
@@ -523,7 +524,7 @@ impl Worker {
             says.push(Says::Taken(take.transfer, Taken::Uncarriable(locked), None));
             return;
         }
-        let parcel = self.memory.pack(&names);
+        let parcel = self.memory.pack(&names, &take.ignored);
         let described = names
             .iter()
             .filter_map(|name| Some((name.clone(), self.memory.describe(name)?)));
@@ -538,6 +539,7 @@ impl Worker {
             Contents::Memory {
                 holder: self.id,
                 names,
+                ignored: take.ignored,
                 era: self.era,
             }
         } else {

@@ -610,20 +610,23 @@ impl<'a> World<'a> {
             let parcel = match self.values.get(&put.transfer) {
                 None => continue,
                 Some(Contents::Copy(parcel)) => Ok(parcel.clone()),
-                Some(Contents::Memory { holder, names, era }) => {
-                    match self.places.get(holder).filter(|place| place.alive) {
-                        Some(place) if self.program.direct => {
-                            let parcel = place.worker.memory.pack(names);
-                            if place.worker.era == *era {
-                                Ok(parcel)
-                            } else {
-                                misread = true;
-                                Ok(parcel.garbage())
-                            }
+                Some(Contents::Memory {
+                    holder,
+                    names,
+                    ignored,
+                    era,
+                }) => match self.places.get(holder).filter(|place| place.alive) {
+                    Some(place) if self.program.direct => {
+                        let parcel = place.worker.memory.pack(names, ignored);
+                        if place.worker.era == *era {
+                            Ok(parcel)
+                        } else {
+                            misread = true;
+                            Ok(parcel.garbage())
                         }
-                        _ => Err(no_direct_copy()),
                     }
-                }
+                    _ => Err(no_direct_copy()),
+                },
             };
             parcels.insert(put.transfer, parcel);
         }
