@@ -94,6 +94,14 @@ impl Session {
             return;
         };
         undo.spoilt = spoilt;
+        let found = self.workers.get_mut(&worker);
+        if let Some(later) = found.and_then(|worker| worker.dying.as_mut()) {
+            // A later one is still at it: once it has ended, the worker goes back to before this one.
+            undo.spoilt.append(&mut later.undo.spoilt);
+            later.first = first;
+            later.undo = undo;
+            return;
+        }
         match dying {
             // It goes on for a while; an interrupt that comes before it has begun would be lost.
             Some((run, busy, false)) if self.workers.contains_key(&worker) => {
