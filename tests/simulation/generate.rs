@@ -240,6 +240,10 @@ impl Maker {
         self.likely(|kind| kind == Kind::List)
     }
 
+    fn is_list(&self, name: &Name) -> bool {
+        self.kinds.get(name) == Some(&Kind::List)
+    }
+
     /// Something that may stand in a list.
     fn item(&mut self) -> Name {
         self.likely(|kind| matches!(kind, Kind::Number | Kind::List))
@@ -283,7 +287,7 @@ impl Maker {
             return if self.random.chance(50) {
                 self.define()
             } else {
-                Statement::Call(self.function())
+                Statement::Call(self.likely(|kind| kind == Kind::Function))
             };
         }
         if self.random.chance(self.taste.conditions) {
@@ -298,6 +302,19 @@ impl Maker {
 
     /// What may stand in a function, too.
     fn simple(&mut self) -> Statement {
+        let statement = self.any_simple();
+        match &statement {
+            Statement::Append(name, _) | Statement::Push(name, _) | Statement::Extend(name, _)
+                if !self.is_list(name) && self.random.chance(90) =>
+            {
+                self.kinds.insert(name.clone(), Kind::List);
+                Statement::Bind(name.clone(), Expression::List(vec![self.number()]))
+            }
+            _ => statement,
+        }
+    }
+
+    fn any_simple(&mut self) -> Statement {
         if self.random.chance(self.taste.visible) {
             let expression = self.item_expression();
             return if self.random.chance(20) {
@@ -345,6 +362,9 @@ impl Maker {
         }
         if self.random.chance(25) {
             let name = self.list();
+            if !self.is_list(&name) && self.random.chance(90) {
+                return Expression::List(vec![self.number()]);
+            }
             return if self.random.chance(50) {
                 Expression::Copy(name)
             } else {
