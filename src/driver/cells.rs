@@ -17,6 +17,12 @@ use crate::notebook::{self, FileCell, Notebook, Parent, locate};
 use crate::session::{Asked, Cell, HOME, Problem, Request, TargetName};
 use crate::target::config::{ConfigError, Target, Targets};
 
+/// What the helper calls the states of the generators that all code shares.
+pub const GENERATORS: [&str; 2] = ["~random", "~numpy.random"];
+/// What stands in the source of a cell that sets such a state to something known. Until then it is not
+/// carried: it is random anyway.
+const SEEDS: [&str; 3] = ["seed", "setstate", "set_state"];
+
 /// Starts a comment in the notebook's language.
 const COMMENT: &str = "#";
 
@@ -28,6 +34,8 @@ pub struct Cells {
     accesses: Accesses,
     /// How many workers each target may have.
     limits: HashMap<TargetName, u32>,
+    /// Whether a cell so far may have seeded a generator: then their states are carried, too.
+    seeded: bool,
     expected: Expected,
 }
 
@@ -120,6 +128,7 @@ impl Cells {
             folder,
             accesses: Accesses::default(),
             limits: HashMap::new(),
+            seeded: false,
         }
     }
 
@@ -283,14 +292,21 @@ impl Cells {
             .and_then(|workflow| workflow.target.as_ref())
             .map_or(HOME, cell::Target::name);
         let target = TargetName::from(target);
+        let seeds = SEEDS.iter().any(|word| content.code.contains(word));
+        self.seeded |= seeds;
+        let mut needed = needed(&analysis, workflow.as_ref());
+        if self.seeded {
+            needed.may.extend(GENERATORS.map(Name::from));
+        }
         let cell = Cell {
+            seeds,
             workers: self.limit(&target),
             target,
             called: told.called().map(str::to_owned).collect(),
             after: workflow
                 .as_ref()
                 .map_or_else(Vec::new, |workflow| workflow.after.clone()),
-            needed: needed(&analysis, workflow.as_ref()),
+            needed,
             access: if content.silent {
                 Access::default()
             } else {

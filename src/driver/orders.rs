@@ -70,6 +70,7 @@ pub fn execute_parts(run: RunId, orders: Orders, values: &mut Values) -> Parts {
         json!({
             "count": orders.count, "actions": actions, "touched": orders.touched, "watched": orders.watched,
             "keep": orders.keep, "unbound": orders.unbound, "run": run.0,
+            "seeds": orders.seeds,
         }),
     );
     let metadata = serde_json::to_vec(&metadata).unwrap_or_default();

@@ -209,9 +209,10 @@ impl Namespace {
             }
             DefinitionKind::Class => description.kind == Kind::Class,
             // What a decorator makes may carry a state of its own; a cache can be filled again.
-            DefinitionKind::Function => {
-                !definition.decorated || description.type_name == "functools._lru_cache_wrapper"
-            }
+            DefinitionKind::Function => match description.type_name.as_str() {
+                "function" => !definition.decorated,
+                name => name == "functools._lru_cache_wrapper",
+            },
             DefinitionKind::Magic | DefinitionKind::Future => false,
         };
         if !replayable || definition.outdated {

@@ -11,7 +11,11 @@ fn names(list: &[&str]) -> BTreeSet<Name> {
 fn value(kind: Kind, needs: &[&str]) -> Description {
     Description {
         kind,
-        type_name: "list".to_owned(),
+        type_name: if kind == Kind::Function {
+            "function".to_owned()
+        } else {
+            "list".to_owned()
+        },
         needs: names(needs),
         size: 0,
     }

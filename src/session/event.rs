@@ -243,6 +243,8 @@ pub struct Orders {
     /// Names that the cell may bind and does not read: not there while it runs, so that binding one to the very
     /// object that it had is noticed. Those that it does not bind are put back.
     pub unbound: BTreeSet<Name>,
+    /// Whether the cell may seed a generator that all code shares.
+    pub seeds: bool,
     /// Names of values to be compared with what they are after the run.
     pub watched: BTreeSet<Name>,
     /// Cells that ran elsewhere since the last one here: for `In` and the history.

@@ -657,6 +657,7 @@ impl Session {
             request: run.request.message.clone(),
             count,
             touched,
+            seeds: run.cell.seeds,
             unbound: if keep.is_some() {
                 &run.cell.access.writes - &plan.touched
             } else {

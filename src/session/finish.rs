@@ -94,7 +94,10 @@ impl Session {
         let Some(run) = self.runs.get_mut(&id) else {
             return false;
         };
-        run.uses.extend(plan.touched.iter().cloned());
+        run.uses.extend(changed);
+        // The state of a generator is carried for all cells; who has not drawn from it has not used it.
+        let drawn = |name: &Name| !name.as_str().starts_with('~') || delta.written().contains(name);
+        run.uses.retain(drawn);
         run.state = State::Finished(Box::new(Finished {
             worker,
             delta,

@@ -49,6 +49,8 @@ pub struct Cell {
     pub called: Vec<String>,
     /// Cells that it must follow, as they are called.
     pub after: Vec<String>,
+    /// Whether it may seed a generator that all code shares.
+    pub seeds: bool,
     /// Why it must not run: its metadata is wrong.
     pub problem: Option<Problem>,
 }

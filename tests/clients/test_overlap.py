@@ -221,6 +221,27 @@ def test_hidden_changes_give_the_serial_answer(cells, start, four):
     assert outcome("cellferry") == outcome("python3")
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["import random\nrandom.seed(4)", ("print(random.random())", "one"), ("print(random.random())", "two"), "print(random.random())"],
+        [("import numpy as np\nnp.random.seed(4)\nprint(np.random.rand())", "one"), ("x = 1", "two"), "import numpy as np\nprint(np.random.rand())",
+         (SLOW + "print(np.random.rand(2))", "one"), (SLOW + "print(x)", "two"), ("print(np.random.randint(0, 99, 5))", "two")],
+        ["import random\ndef draw(): return random.choice(range(1000))\nrandom.seed(1)", (SLOW + "a = draw()", "one"), (SLOW + "b = draw()", "two"),
+         "print(a, b, draw())"],
+    ],
+    ids=["random", "numpy", "function"],
+)  # fmt: skip
+def test_seeded_generators_go_on_wherever_they_are_drawn_from(cells, start, four):
+    def printed(name):
+        kernel = start(name)
+        runs = [kernel.send(source, on(target) if target and name != "python3" else None) for source, target in map(placed, cells)]
+        kernel.finish(*runs, timeout=90)
+        return [run.ok().text() for run in runs]
+
+    assert printed("cellferry") == printed("python3")
+
+
 def test_a_hidden_change_is_told_once(four, kernel):
     first = ["def grow(v): v.append(9)\nx = [1]", ("pass", "one"), ("pass", "two")]
     all_at_once(kernel, *first)

@@ -13,6 +13,7 @@ import collections
 import enum
 import functools
 import hashlib
+import importlib
 import io
 import itertools
 import mmap
@@ -42,6 +43,25 @@ RESULT_NAME = re.compile(r"^(_{1,3}|_\d+)$")
 ATOMS = (int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented), range)
 
 
+# --- generators that all code shares: their states travel under names that no variable can have ------------------
+
+# By name: the module, and how its state is read and set.
+GENERATORS = {"~random": ("random", "getstate", "setstate"), "~numpy.random": ("numpy.random", "get_state", "set_state")}
+
+
+def generator_state(name):
+    module, read, _ = GENERATORS[name]
+    return pickle.dumps(getattr(sys.modules[module], read)())
+
+
+def set_generator(name, state):
+    module, _, write = GENERATORS[name]
+    try:
+        getattr(importlib.import_module(module), write)(pickle.loads(state))
+    except ImportError:
+        pass  # what is not installed cannot be used here either
+
+
 # --- what a cell bound -------------------------------------------------------------------------
 
 
@@ -54,6 +74,9 @@ def snapshot():
             state = state_of(value)
             if state:
                 seen[name + "."] = fingerprint(state)
+    for name in GENERATORS:
+        if exists(name):
+            seen[name] = value_of(name)
     return seen
 
 
@@ -155,10 +178,14 @@ class State:
 
 def value_of(name):
     """The value of a name, or what `name.` stands for."""
+    if name in GENERATORS:
+        return generator_state(name)
     return state_of(namespace[name[:-1]]) if name.endswith(".") else namespace[name]
 
 
 def exists(name):
+    if name in GENERATORS:
+        return GENERATORS[name][0] in sys.modules
     return name in namespace or (name.endswith(".") and name[:-1] in namespace)
 
 
@@ -326,12 +353,14 @@ def type_name(value):
     return kind.__qualname__ if module in ("builtins", "__main__") else module + "." + kind.__qualname__
 
 
-def changes(thorough):
-    """The names bound and deleted since the last snapshot."""
+def changes(thorough, seeds):
+    """The names bound and deleted since the last snapshot; `seeds` if the cell may have seeded a generator."""
     global known
     now = snapshot()
     bound = {}
     for name, identity in now.items():
+        if name in GENERATORS and name not in known and not seeds:
+            continue  # its module has just been imported: that state is nobody's
         if known.get(name) != identity and not INPUT_NAME.match(name):
             bound[name] = describe_name(name, thorough)
     gone = [name for name in known if name not in now and not INPUT_NAME.match(name)]
@@ -501,7 +530,8 @@ def take(content):
     wanted = content["names"]
     forget(content.get("stale") or ())
     missing = [name for name in wanted if not exists(name)]
-    names = family([name for name in wanted if exists(name)], frozenset(content.get("ignored") or ()))
+    ignored = frozenset(content.get("ignored") or ())
+    names = family([name for name in wanted if exists(name)], ignored)
     bases = shared_bases(names) if any(may_share(value_of(name)) for name in names) else ()
     stream, buffers = io.BytesIO(), []
 
@@ -512,11 +542,12 @@ def take(content):
         buffers.append(raw)
         return False
 
-    pickler = Pickler(stream, by_value=names, shared_bases=bases, buffer_callback=keep)
+    # What is ignored is another version than the reader has under that name.
+    pickler = Pickler(stream, by_value=[*names, *ignored], shared_bases=bases, buffer_callback=keep)
     try:
         # States first: bound methods are looked up while they are unpickled.
         states = {name: State(name) for name in names if name.endswith(".")}
-        pickler.dump({**states, **{name: namespace[name] for name in names if name not in states}})
+        pickler.dump({**states, **{name: value_of(name) for name in names if name not in states}})
     except Exception as error:
         failed = {}
         for name in names:
@@ -683,8 +714,10 @@ def changed(watched, others):
     for group, identities, before in watched:
         if not all(exists(name) for name in group) or before is None or digest(group) != before:
             found.update(group)
-        elif any(not name.endswith(".") and id(value_of(name)) != identities[name] for name in group):
-            found.update(group)
+        else:
+            found.update(
+                name for name in group if not name.endswith(".") and id(value_of(name)) != identities[name]
+            )
     groups = {name: group for group, _, _ in watched for name in group}
     held = {name: reach([name]) for name in groups if name not in found and may_share(value_of(name))}
     others = [name for name in {*others, *groups} if exists(name) and may_share(value_of(name))]
@@ -732,17 +765,6 @@ def free_memory():
     return 1 << 30
 
 
-def random_states():
-    """How to set the generators that all code shares, and their states."""
-    found = []
-    if "random" in sys.modules:
-        found.append((sys.modules["random"].setstate, sys.modules["random"].getstate()))
-    numpy = sys.modules.get("numpy.random")
-    if numpy is not None:
-        found.append((numpy.set_state, numpy.get_state()))
-    return found
-
-
 class Before:
     """A worker before a run that may have to be taken back: its namespace, the states of its classes and functions,
     its working directory, environment and random generators, and copies of the values that the run could change, with all that share objects with them."""
@@ -763,7 +785,7 @@ class Before:
             if isinstance(value, (type, types.FunctionType)) and is_own(value)
         }
         self.folder, self.environment, self.path = os.getcwd(), dict(os.environ), list(sys.path)
-        self.random = random_states()
+        self.generators = {name: value_of(name) for name in GENERATORS if exists(name)}
         hook = shell.displayhook
         self.shown = [getattr(hook, unders, "") for unders in ("_", "__", "___")]
         self.results = dict(namespace.get("_oh", {}))
@@ -810,8 +832,8 @@ class Before:
             os.environ.clear()
             os.environ.update(self.environment)
         sys.path[:] = self.path
-        for restore, state in self.random:
-            restore(state)
+        for name, state in self.generators.items():
+            set_generator(name, state)
         for unders, value in zip(("_", "__", "___"), self.shown):
             setattr(shell.displayhook, unders, value)
         if "_oh" in namespace:
@@ -884,7 +906,9 @@ def put(action, buffers):
         data, *rest = read_segment(action["segment"], action["layout"])
     values = pickle.loads(data, buffers=rest)
     for name, value in values.items():
-        if not name.endswith("."):
+        if name in GENERATORS:
+            set_generator(name, value)
+        elif not name.endswith("."):
             namespace[name] = value
             if re.match(r"^_\d+$", name):
                 namespace["_oh"][int(name[1:])] = value
@@ -912,6 +936,8 @@ def drop(action, _):
 def forget(names):
     """Drops names whose value here is no longer the notebook's."""
     for name in names:
+        if name in GENERATORS:
+            continue
         known.pop(name, None)
         namespace.pop(name, None)
         if re.match(r"^_\d+$", name):
@@ -1018,7 +1044,7 @@ def execute(stream, ident, parent):
         known.pop(name, None)
         if name in namespace:
             unbound[name] = namespace.pop(name)
-    running.append((parent, failed, order.get("touched"), before, watched, unbound, time.perf_counter()))
+    running.append((parent, failed, order.get("touched"), before, watched, unbound, order.get("seeds"), time.perf_counter()))
     return None if failed else execute_request(stream, ident, parent)
 
 
@@ -1029,7 +1055,7 @@ def report():
             before.patient.end()
     after_request()
     while running:
-        parent, failed, touched, before, watched, unbound, started = running.pop()
+        parent, failed, touched, before, watched, unbound, seeds, started = running.pop()
         seconds = time.perf_counter() - started
         if before:
             before.hold_history()
@@ -1038,7 +1064,7 @@ def report():
                 namespace[name] = value
                 known[name] = mark_of(value)
         # In a notebook with one worker nobody else will ask.
-        bound, gone = changes(thorough=touched is not None)
+        bound, gone = changes(thorough=touched is not None, seeds=seeds)
         seen = {name: describe_name(name) for name in touched or () if name not in bound and exists(name)}
         seen = {name: described for name, described in seen.items() if not described["partial"]}
         kept = before.kept if before and not failed else []
