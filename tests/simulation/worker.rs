@@ -478,13 +478,16 @@ impl Worker {
         for group in watched {
             let is_other = |name: &Name| now.get(name) != group.before.get(name);
             if self.memory.show(&group.names) != group.content
-                || group.names.iter().any(is_other)
                 || group.names.iter().any(|name| self.memory.is_locked(name))
             {
                 changed.extend(group.names.iter().cloned());
                 continue;
             }
             for name in &group.names {
+                if is_other(name) {
+                    changed.insert(name.clone());
+                    continue;
+                }
                 // What cannot be followed may refer to anything.
                 let joins = |other: &&Name| {
                     !group.names.contains(*other)

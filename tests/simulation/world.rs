@@ -454,6 +454,7 @@ impl<'a> World<'a> {
             source: Arc::from(source),
             called: vec![named(&cell.id)],
             after: cell.after.iter().map(named).collect(),
+            seeds: false,
             problem: None,
         };
         (accesses, analysed)
