@@ -218,11 +218,6 @@ impl<'a> Judge<'a> {
         count: Option<u32>,
     ) -> Result<bool, Violation> {
         let before = self.model.snapshot();
-        let names = self.model.names();
-        let locked: BTreeSet<Name> = names
-            .filter(|name| self.model.is_locked(name))
-            .cloned()
-            .collect();
         let mut said: Vec<Said> = count.map(Said::Input).into_iter().collect();
         let mut mode = Mode {
             count,
@@ -266,13 +261,10 @@ impl<'a> Judge<'a> {
         if let Some(exception) = &raised {
             said.push(exception.clone().into());
         }
-        let (bound, gone) = self.model.changes(&before);
+        let (bound, _) = self.model.changes(&before);
         for name in &bound {
             self.perhaps_lost.remove(name);
         }
-        // Where it could not be carried to, a worker does not notice that a cell deletes it.
-        let locked = gone.into_iter().filter(|name| locked.contains(name));
-        self.perhaps_lost.extend(locked);
         if !outcome.worker_lives {
             self.perhaps_lost.extend(self.model.names().cloned());
         }

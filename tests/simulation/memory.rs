@@ -453,24 +453,10 @@ impl Memory {
         Ok(())
     }
 
-    /// Binds the names as they were; those that were copied then are bound to their copies. `later` is what was
-    /// noted and copied after that, in order: what it could change must be restored, too.
-    pub fn restore(&mut self, before: Snapshot, copies: &Parcel, later: &[(&Snapshot, &Parcel)]) {
-        self.names.clone_from(&before.names);
+    /// Binds the names as they were; those that were copied then are bound to their copies.
+    pub fn restore(&mut self, before: Snapshot, copies: &Parcel) {
+        self.names = before.names;
         self.last = before.last;
-        for (since, parcel) in later.iter().rev() {
-            let mut moved = BTreeMap::new();
-            for (name, value) in &parcel.memory.names {
-                let same = before
-                    .names
-                    .get(name)
-                    .is_some_and(|value| since.get(name) == Some(value));
-                if same && !copies.memory.has(name) {
-                    let value = self.adopt(&parcel.memory, value, &mut moved, false);
-                    self.names.insert(name.clone(), value);
-                }
-            }
-        }
         self.bind_copies(copies, false);
     }
 

@@ -557,15 +557,8 @@ impl Worker {
             return;
         };
         self.era += 1;
-        let kept = self.kept.split_off(place);
-        let mut kept = kept.into_iter();
-        if let Some(first) = kept.next() {
-            let later: Vec<Kept> = kept.collect();
-            let later: Vec<_> = later
-                .iter()
-                .map(|kept| (&kept.before, &kept.copies))
-                .collect();
-            self.memory.restore(first.before, &first.copies, &later);
+        if let Some(first) = self.kept.drain(place..).next() {
+            self.memory.restore(first.before, &first.copies);
             self.standing.truncate(first.standing);
         }
     }
