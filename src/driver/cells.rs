@@ -398,7 +398,7 @@ fn workflow(told: &Value, content: &ExecuteRequest) -> Result<Option<Workflow>, 
 }
 
 /// What the cell must have, and what it may read.
-fn needed(analysis: &Analysis, workflow: Option<&Workflow>) -> Needed {
+pub fn needed(analysis: &Analysis, workflow: Option<&Workflow>) -> Needed {
     let step = workflow.and_then(|workflow| workflow.step.as_ref());
     let named = |elements: &[cell::Element]| -> BTreeSet<Name> {
         elements

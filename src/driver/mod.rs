@@ -27,6 +27,8 @@ use serde_json::json;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
+pub use self::cells::needed;
+
 use self::agents::{Agents, FromLocation};
 use self::cells::Cells;
 use self::comms::Comms;

@@ -131,6 +131,11 @@ impl Session {
         std::mem::take(&mut self.effects)
     }
 
+    /// Which versions there are, and who holds them.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
     /// The execution count of the last cell.
     pub fn count(&self) -> u32 {
         self.count
