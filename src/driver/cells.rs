@@ -223,7 +223,8 @@ impl Cells {
         for cell in asked {
             let workflow = cell::resolve(&cell.metadata, &cell.source, COMMENT);
             let analysis = python::analyse(&cell.source);
-            self.accesses.next(&analysis, workflow.ok().flatten().as_ref());
+            self.accesses
+                .next(&analysis, workflow.ok().flatten().as_ref());
         }
     }
 

@@ -656,9 +656,8 @@ impl Driver {
             }
             Effect::Run(worker, run, orders) => {
                 let (session, discarded) = (&self.session, &self.discarded);
-                self.running.retain(|_, run| {
-                    discarded.contains(run) || session.request(*run).is_some()
-                });
+                self.running
+                    .retain(|_, run| discarded.contains(run) || session.request(*run).is_some());
                 let msg_id = orders.request.header.msg_id.clone();
                 if let Some(before) = self.running.insert((worker, msg_id), run) {
                     self.discarded.remove(&before);
@@ -723,7 +722,9 @@ impl Driver {
                 self.held.remove(&run);
                 self.discarded.insert(run);
             }
-            Effect::Undo(worker, run) => self.request(worker, &json!({"verb": "undo", "run": run.0})),
+            Effect::Undo(worker, run) => {
+                self.request(worker, &json!({"verb": "undo", "run": run.0}))
+            }
             Effect::Settle(worker, run) => {
                 self.request(worker, &json!({"verb": "settle", "run": run.0}))
             }

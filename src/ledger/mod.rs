@@ -394,7 +394,11 @@ impl Ledger {
     pub fn stale(&self, view: &Namespace, worker: WorkerId) -> BTreeSet<Name> {
         let stale =
             |(name, version): &(&Name, &Version)| view.version(name).as_ref() != Some(*version);
-        let held = self.held.get(&worker).into_iter().flat_map(|held| &held.names);
+        let held = self
+            .held
+            .get(&worker)
+            .into_iter()
+            .flat_map(|held| &held.names);
         held.filter(stale).map(|(name, _)| name.clone()).collect()
     }
 
@@ -527,10 +531,7 @@ fn sure<'a>(definitions: &'a [Definition], name: &Name) -> &'a [Definition] {
 
 /// Notes which versions the definitions just recorded were evaluated with.
 fn note_needs(view: &Namespace, delta: &mut Delta, definitions: &[Definition], cell: &Arc<str>) {
-    for name in definitions
-        .iter()
-        .flat_map(|definition| &definition.binds)
-    {
+    for name in definitions.iter().flat_map(|definition| &definition.binds) {
         let Some(Some(entry)) = delta.entries.get(name) else {
             continue;
         };

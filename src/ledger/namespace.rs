@@ -136,8 +136,10 @@ impl Namespace {
 
     /// The names of values among `names` that can change in place.
     pub fn changeable(&self, names: &BTreeSet<Name>) -> BTreeSet<Name> {
-        let changeable =
-            |name: &&Name| self.get(name.as_str()).is_some_and(|entry| entry.can_change());
+        let changeable = |name: &&Name| {
+            self.get(name.as_str())
+                .is_some_and(|entry| entry.can_change())
+        };
         names.iter().filter(changeable).cloned().collect()
     }
 

@@ -202,17 +202,19 @@ impl Ledger {
     /// What replayed definitions evaluate is taken by itself: a pickle with instances of a class in
     /// it needs the class, which may need another name of the same pickle.
     fn definitions_first(&self, view: &Namespace, worker: WorkerId, plan: &mut Plan) {
-        let replayed = plan
-            .touched
-            .iter()
-            .filter_map(|name| match view.get(name.as_str()).map(Arc::as_ref) {
-                Some(Entry {
-                    content: Content::Definition(chain, _),
-                    version,
-                    ..
-                }) if !self.holds(worker, name, *version) && view.replayable(chain) => Some(chain),
-                _ => None,
-            });
+        let replayed =
+            plan.touched
+                .iter()
+                .filter_map(|name| match view.get(name.as_str()).map(Arc::as_ref) {
+                    Some(Entry {
+                        content: Content::Definition(chain, _),
+                        version,
+                        ..
+                    }) if !self.holds(worker, name, *version) && view.replayable(chain) => {
+                        Some(chain)
+                    }
+                    _ => None,
+                });
         let first: BTreeSet<&Name> = replayed
             .flatten()
             .flat_map(|defined| &defined.definition.needs_now)
@@ -232,7 +234,9 @@ fn together(view: &Namespace, arrived: &[Put], plan: &mut Plan) {
     for put in arrived {
         for names in plan.takes.values_mut() {
             let classes = |name: &Name| {
-                view.get(name.as_str()).is_some_and(|entry| entry.is_callable()) && names.contains(name)
+                view.get(name.as_str())
+                    .is_some_and(|entry| entry.is_callable())
+                    && names.contains(name)
             };
             if put.needs.iter().any(classes) {
                 names.extend(put.names.keys().cloned());

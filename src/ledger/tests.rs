@@ -72,7 +72,9 @@ fn record(ledger: &mut Ledger, worker: WorkerId, number: u32, plan: &Plan, chang
 
 fn planned(ledger: &Ledger, worker: WorkerId, needed: &Needed, arrived: &[Put]) -> Plan {
     let view = ledger.committed();
-    ledger.plan(view, worker, needed, arrived, &BTreeSet::new(), |holder| holder)
+    ledger.plan(view, worker, needed, arrived, &BTreeSet::new(), |holder| {
+        holder
+    })
 }
 
 fn holders(ledger: &Ledger, name: &str) -> Vec<WorkerId> {
@@ -210,11 +212,7 @@ fn a_dead_worker_loses_values_but_not_definitions() {
         may: names(&["x"]),
         ..Needed::default()
     };
-    assert!(
-        planned(&ledger, HOME, &may, &[])
-            .lost
-            .is_empty()
-    );
+    assert!(planned(&ledger, HOME, &may, &[]).lost.is_empty());
 }
 
 #[test]

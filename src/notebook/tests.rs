@@ -72,8 +72,14 @@ fn the_file_is_read_off_the_command_line_or_not_at_all() {
             directory: folder.path().to_owned(),
             ..arguments(line)
         };
-        locate(&|_| None, None, Some(&parent))
-            .map(|found| found.path.file_name().unwrap().to_string_lossy().into_owned())
+        locate(&|_| None, None, Some(&parent)).map(|found| {
+            found
+                .path
+                .file_name()
+                .unwrap()
+                .to_string_lossy()
+                .into_owned()
+        })
     };
     let cases = [
         (
@@ -147,7 +153,10 @@ fn what_the_client_tells_comes_first() {
             in_order: false
         })
     );
-    assert_eq!(locate(&|_| None, Some(&told), None).map(|found| found.path), Some(file));
+    assert_eq!(
+        locate(&|_| None, Some(&told), None).map(|found| found.path),
+        Some(file)
+    );
     assert_eq!(locate(&|_| None, Some("relative.ipynb"), None), None);
     assert_eq!(
         locate(

@@ -7,8 +7,8 @@ use cellferry_kernel::message::{Header, Message};
 use cellferry_wire::protocol::{Channel, WorkerId};
 use serde::Deserialize;
 
-use super::run::{Cell, Problem, Request, RunId};
 use super::TargetName;
+use super::run::{Cell, Problem, Request, RunId};
 use crate::ledger::{Description, Plan, Step};
 use crate::name::Name;
 

@@ -87,7 +87,11 @@ impl Session {
             if other == id {
                 continue;
             }
-            if self.runs.get(&other).is_some_and(|run| run.state.is_waiting()) {
+            if self
+                .runs
+                .get(&other)
+                .is_some_and(|run| run.state.is_waiting())
+            {
                 changed |= self.place(other);
             }
             let Some(Prepared {
@@ -135,14 +139,9 @@ impl Session {
             };
             (order, holder)
         };
-        let plan = self.ledger.plan(
-            &view,
-            worker,
-            &run.cell.needed,
-            arrived,
-            &run.skipped,
-            cost,
-        );
+        let plan = self
+            .ledger
+            .plan(&view, worker, &run.cell.needed, arrived, &run.skipped, cost);
         let versions = |names: &BTreeSet<Name>| {
             let version = |name: &Name| Some((name.clone(), view.version(name)?));
             names.iter().filter_map(version).collect()
@@ -172,8 +171,7 @@ impl Session {
                     && (self.ledger.size(&view, name) <= SMALL
                         || self.is_wanted(name, run.seq, target))
             };
-            if !run.cell.access.writes.contains(name) && (self.is_used(name, run.seq) || shared())
-            {
+            if !run.cell.access.writes.contains(name) && (self.is_used(name, run.seq) || shared()) {
                 watched.insert(name.clone());
             }
         }
@@ -277,9 +275,9 @@ impl Session {
             let same = |view: &Namespace, parcel: &Parcel| {
                 !parcel.direct
                     && parcel.holder == holder
-                    && versions
-                        .iter()
-                        .all(|(name, version)| parcel.names.contains(name) && parcel.versions.get(name) == Some(version))
+                    && versions.iter().all(|(name, version)| {
+                        parcel.names.contains(name) && parcel.versions.get(name) == Some(version)
+                    })
                     && !parcel.unfit.contains(&id)
                     && parcel.put.as_ref().is_none_or(|put| fits(view, put))
             };
@@ -443,7 +441,8 @@ impl Session {
                         let version = *versions.get(&name)?;
                         Some((name, version))
                     };
-                    self.ledger.related(group.into_iter().filter_map(version).collect());
+                    self.ledger
+                        .related(group.into_iter().filter_map(version).collect());
                 }
                 let put = Put {
                     names,
@@ -688,8 +687,7 @@ impl Session {
 
 /// Whether all that came is as it is in `view`.
 fn fits(view: &Namespace, put: &Put) -> bool {
-    let current =
-        |(name, version): (&Name, &Version)| view.version(name).as_ref() == Some(version);
+    let current = |(name, version): (&Name, &Version)| view.version(name).as_ref() == Some(version);
     put.versions.iter().all(current)
 }
 

@@ -59,7 +59,10 @@ impl Session {
         let alone = begun
             && self.given().all(|(other, _)| other == id)
             && self.workers.values().all(|worker| worker.dying.is_none())
-            && self.parcels.values().all(|parcel| parcel.users.contains(&id));
+            && self
+                .parcels
+                .values()
+                .all(|parcel| parcel.users.contains(&id));
         let view = self.view(seq).into_owned();
         let changed = report.changed;
         let delta = self.ledger.finished(
@@ -189,7 +192,7 @@ impl Session {
         }
         self.ledger.commit(worker, &delta);
         if stored && !self.is_home(worker) {
-            self.to_history(number, source);
+            self.inputs.push((number, source));
         }
         self.close(id, failed);
     }

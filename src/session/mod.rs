@@ -21,7 +21,9 @@ mod run;
 mod schedule;
 mod undo;
 
-pub use event::{Answer, Asked, Effect, Event, Orders, PassTo, PreludeFailure, Reply, Report, Taken};
+pub use event::{
+    Answer, Asked, Effect, Event, Orders, PassTo, PreludeFailure, Reply, Report, Taken,
+};
 pub use run::{Cell, Problem, Request, RunId};
 
 use std::borrow::Cow;
@@ -167,8 +169,13 @@ impl Session {
             State::Waiting if run.begun => "waiting".to_owned(),
             State::Waiting => {
                 let mut names: BTreeSet<&str> = BTreeSet::new();
-                for edge in run.place.map(|place| self.past.before(place)).unwrap_or_default() {
-                    let open = |other: &Run| other.place == Some(edge.from) && !other.state.is_finished();
+                for edge in run
+                    .place
+                    .map(|place| self.past.before(place))
+                    .unwrap_or_default()
+                {
+                    let open =
+                        |other: &Run| other.place == Some(edge.from) && !other.state.is_finished();
                     if self.runs.values().any(open) {
                         names.extend(edge.names().0);
                     }
@@ -359,8 +366,7 @@ impl Session {
         };
         run.begun = true;
         let message = run.request.message.clone();
-        self.effects
-            .push(Effect::Status(message.clone(), "busy"));
+        self.effects.push(Effect::Status(message.clone(), "busy"));
         if !run.request.silent {
             run.count = Some(self.count + 1);
             self.count += u32::from(run.counts());
@@ -448,7 +454,8 @@ impl Session {
             .filter(|(_, worker)| worker.dying.as_ref().is_some_and(|dying| dying.busy))
             .map(|(id, _)| *id)
             .collect();
-        self.effects.extend(dying.into_iter().map(Effect::Interrupt));
+        self.effects
+            .extend(dying.into_iter().map(Effect::Interrupt));
         let Some(Queued::Run(id)) = self.queue.front() else {
             return;
         };
@@ -484,10 +491,13 @@ impl Session {
         let Some(worker) = self.workers.remove(&id) else {
             return;
         };
-        let open = self.runs.values_mut().filter_map(|run| match &mut run.state {
-            State::Finished(finished) => Some(&mut finished.delta),
-            _ => None,
-        });
+        let open = self
+            .runs
+            .values_mut()
+            .filter_map(|run| match &mut run.state {
+                State::Finished(finished) => Some(&mut finished.delta),
+                _ => None,
+            });
         self.ledger.worker_lost(id, &name, open);
         for request in worker.waiting.into_iter().chain(worker.open.into_values()) {
             self.unanswered(request, &problem.evalue);

@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use cellferry_wire::protocol::WorkerId;
 
@@ -103,7 +102,11 @@ impl Session {
             .iter()
             .filter(|(_, worker)| worker.target == target)
             .map(|(id, worker)| (*id, worker))
-            .take(if run.cell.access.is_step { usize::MAX } else { 1 })
+            .take(if run.cell.access.is_step {
+                usize::MAX
+            } else {
+                1
+            })
             .collect();
         let any_free = of_target
             .iter()
@@ -191,8 +194,12 @@ impl Session {
 
     /// Whether a cell runs in the worker: then it answers nothing else.
     pub(super) fn is_occupied(&self, id: WorkerId) -> bool {
-        let runs =
-            |id: &RunId| matches!(self.runs.get(id).map(|run| &run.state), Some(State::Running(_)));
+        let runs = |id: &RunId| {
+            matches!(
+                self.runs.get(id).map(|run| &run.state),
+                Some(State::Running(_))
+            )
+        };
         self.workers
             .get(&id)
             .is_some_and(|worker| worker.dying.is_some() || worker.runs.iter().any(runs))
@@ -237,10 +244,5 @@ impl Session {
             .filter(|other| !other.begun && other.counts())
             .count();
         Some(self.count + u32::try_from(before).unwrap_or(u32::MAX) + 1)
-    }
-
-    /// The source of a cell, as the history has it.
-    pub(super) fn to_history(&mut self, count: u32, source: Arc<str>) {
-        self.inputs.push((count, source));
     }
 }

@@ -10,9 +10,9 @@ use ruff_python_ast::{
 };
 use ruff_text_size::Ranged;
 
-use super::methods::only_reads;
 use super::bindings::{Bindings, pattern_name, targets};
 use super::later::{Functions, Later};
+use super::methods::only_reads;
 use super::scope::{Scope, class_around};
 use super::sure::Sure;
 use crate::analysis::{Analysis, Dynamic};
