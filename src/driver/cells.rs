@@ -15,6 +15,7 @@ use crate::ledger::Needed;
 use crate::name::Name;
 use crate::notebook::{self, FileCell, Notebook, Parent, locate};
 use crate::session::{Asked, Cell, HOME, Problem, Request, TargetName};
+use crate::spelling::near;
 use crate::target::config::{ConfigError, Target, Targets};
 
 /// What the helper calls the states of the generators that all code shares.
@@ -34,6 +35,8 @@ pub struct Cells {
     accesses: Accesses,
     /// How many workers each target may have.
     limits: HashMap<TargetName, u32>,
+    /// What `after` can call the cells so far.
+    called: BTreeSet<String>,
     /// Whether a cell so far may have seeded a generator: then their states are carried, too.
     seeded: bool,
     expected: Expected,
@@ -128,6 +131,7 @@ impl Cells {
             folder,
             accesses: Accesses::default(),
             limits: HashMap::new(),
+            called: BTreeSet::new(),
             seeded: false,
         }
     }
@@ -274,6 +278,12 @@ impl Cells {
                 None
             }
         };
+        if problem.is_none()
+            && let Some(workflow) = &workflow
+        {
+            problem = self.unknown_in_after(workflow);
+        }
+        self.called.extend(told.called().map(str::to_owned));
         let mut analysis = python::analyse(&content.code);
         for expression in content
             .user_expressions
@@ -324,6 +334,26 @@ impl Cells {
             stop_on_error: content.stop_on_error.unwrap_or(true),
         };
         (request, cell)
+    }
+
+    /// What is wrong if `after` names a cell that neither has been asked for nor stands in the notebook's file.
+    fn unknown_in_after(&mut self, workflow: &Workflow) -> Option<Problem> {
+        let unknown = |word: &&String| !self.called.contains(*word);
+        let mut words = workflow.after.iter().filter(unknown).peekable();
+        words.peek()?;
+        let notebook = self.notebook.as_mut()?;
+        let path = notebook.path().display().to_string();
+        let in_file: BTreeSet<&str> = notebook.called().ok()?.collect();
+        let word = words.find(|word| !in_file.contains(word.as_str()))?;
+        let all = self.called.iter().map(String::as_str).chain(in_file);
+        let error = cell::MetadataError {
+            path: "workflow.after".to_owned(),
+            problem: format!(
+                "no cell that has been run, or that stands in `{path}` as it was saved last, has the id, tag or name `{word}`{}",
+                near(word, all).unwrap_or_default()
+            ),
+        };
+        Some(Problem::new("MetadataError", cell::report(&[error])))
     }
 
     /// The metadata of the request, else that of the notebook's file.

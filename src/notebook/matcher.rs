@@ -48,6 +48,11 @@ impl Matcher {
         self.cursor = self.before;
     }
 
+    /// What `after` can call the cells.
+    pub fn called(&self) -> impl Iterator<Item = &str> {
+        self.cells.iter().flat_map(FileCell::called)
+    }
+
     /// The place of the cell that the last request runs.
     pub fn last(&self) -> Option<usize> {
         self.last

@@ -111,6 +111,12 @@ impl Notebook {
         Ok(self.matcher.find(cell_id, source).cloned())
     }
 
+    /// What `after` can call the cells of the file.
+    pub fn called(&mut self) -> Result<impl Iterator<Item = &str>, NotebookError> {
+        self.refresh()?;
+        Ok(self.matcher.called())
+    }
+
     /// The place of the cell that was found last, if the one asked for last was found.
     pub fn last(&self) -> Option<usize> {
         self.matcher.last()

@@ -26,6 +26,8 @@ pub(super) struct Parcel {
     pub(super) users: BTreeSet<RunId>,
     /// Whether its reader copies it straight from the holder's memory: then nobody else can.
     direct: bool,
+    /// What the holder drops before it answers.
+    stale: BTreeSet<Name>,
     /// Runs for which it came too late: the names have other versions there.
     unfit: BTreeSet<RunId>,
 }
@@ -377,6 +379,7 @@ impl Session {
                 put: None,
                 users: BTreeSet::from([id]),
                 direct: reader.is_some(),
+                stale: stale.clone(),
                 unfit: BTreeSet::new(),
             },
         );
@@ -422,6 +425,10 @@ impl Session {
             self.effects.push(Effect::Release(vec![transfer]));
             return;
         };
+        if matches!(taken, Taken::Interrupted | Taken::Failed(_)) {
+            // It may not have come to dropping what was stale.
+            self.ledger.spoil(parcel.holder, &parcel.stale);
+        }
         let users = parcel.users.clone();
         let (holder, asked) = (parcel.holder, parcel.names.clone());
         match taken {
@@ -589,6 +596,9 @@ impl Session {
             if let Some(parcel) = self.parcels.get_mut(&transfer) {
                 parcel.users.remove(&id);
                 if parcel.users.is_empty() {
+                    if parcel.put.is_none() {
+                        self.ledger.spoil(parcel.holder, &parcel.stale);
+                    }
                     self.parcels.remove(&transfer);
                     over.push(transfer);
                 }

@@ -221,6 +221,30 @@ def test_hidden_changes_give_the_serial_answer(cells, start, four):
     assert outcome("cellferry") == outcome("python3")
 
 
+@pytest.mark.parametrize("file", [True, False], ids=["from a file", "told"])
+def test_after_keeps_an_order_that_no_name_shows(file, four, start, tmp_path, monkeypatch):
+    made = notebook(
+        "import os, time",
+        ("time.sleep(0.5)\nopen(os.environ['MEETING'] + '/file', 'w').write('x')", "one"),
+        ("print(open(os.environ['MEETING'] + '/file').read())", "two"),
+        ("print('late')", "two"),
+    )
+    made.cells[1].metadata["tags"] = ["writes"]
+    made.cells[2].metadata["workflow"]["after"] = ["writes"]
+    made.cells[3].metadata["workflow"]["after"] = ["wrties"]
+    path = tmp_path / "n.ipynb"
+    nbformat.write(made, path)
+    monkeypatch.setenv("CELLFERRY_NOTEBOOK", str(path))
+    kernel = start()
+    if file:
+        runs = [kernel.run(cell.source) for cell in made.cells]
+    else:
+        runs = [kernel.send(cell.source, dict(cell.metadata) or {"trusted": True}) for cell in made.cells]
+        kernel.finish(*runs)
+    assert runs[2].ok().text() == "x\n"
+    assert runs[3].error.startswith("MetadataError") and "did you mean `writes`" in runs[3].error
+
+
 @pytest.mark.parametrize(
     "cells",
     [
