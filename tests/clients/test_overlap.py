@@ -277,16 +277,17 @@ def test_a_hidden_change_is_told_once(four, kernel):
 
 
 def test_an_error_stops_what_comes_after_it(four, kernel, tmp_path):
-    all_at_once(kernel, MEET, ("kept = [1]", "two"), ("pass", "one"))
-    ahead = "kept.append(2)\nlater = 1\nprint('never seen')\nopen(os.environ['MEETING'] + '/ran', 'w').close()"
+    own = "kept = [1]\ndef own(): pass\nclass C: n = 1"
+    all_at_once(kernel, MEET, (own, "two"), ("pass", "one"))
+    ahead = "kept.append(2)\nown.note = C.n = later = 2\nprint('never seen')\nopen(os.environ['MEETING'] + '/ran', 'w').close()"
     wait = "while not os.path.exists(os.environ['MEETING'] + '/ran'): time.sleep(0.01)\n1 / 0"
     runs = all_at_once(kernel, (wait, "one"), (ahead, "two"), "after = 1")
     assert [run.status for run in runs] == ["error", "aborted", "aborted"]
     assert not runs[1].text() and not runs[1].of_type("execute_input")
     # Also where it ran: nothing of it is left.
-    check = "print(kept, 'later' in globals())"
-    assert kernel.run(check, on("two")).ok().text() == "[1] False\n"
-    assert kernel.run(check).ok().text() == "[1] False\n"
+    check = "print(kept, 'later' in globals(), vars(own), C.n)"
+    assert kernel.run(check, on("two")).ok().text() == "[1] False {} 1\n"
+    assert kernel.run(check).ok().text() == "[1] False {} 1\n"
     assert kernel.run("1").reply["content"]["execution_count"] == 7
 
 

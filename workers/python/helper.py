@@ -154,7 +154,10 @@ def is_of_source(owner, key, item):
 
 def set_state(value, state):
     if isinstance(value, types.FunctionType):
-        value.__dict__.update(state.get("__dict__", {}))
+        attributes = state.get("__dict__", {})
+        for key in [key for key in value.__dict__ if key not in attributes and key != "__wrapped__"]:
+            del value.__dict__[key]
+        value.__dict__.update(attributes)
         for key in ("__defaults__", "__kwdefaults__"):
             if key in state:
                 setattr(value, key, state[key])
