@@ -14,14 +14,12 @@ use crate::graph::{Access, Accesses};
 use crate::ledger::Needed;
 use crate::name::Name;
 use crate::notebook::{self, FileCell, Notebook, Parent, locate};
-use crate::session::{Asked, Cell, HOME, Problem, Request, TargetName};
+use crate::session::{Asked, Cell, GENERATORS, HOME, Problem, Request, TargetName};
 use crate::spelling::near;
 use crate::target::config::{ConfigError, Target, Targets};
 
-/// What the helper calls the states of the generators that all code shares.
-pub const GENERATORS: [&str; 2] = ["~random", "~numpy.random"];
-/// What stands in the source of a cell that sets such a state to something known. Until then it is not
-/// carried: it is random anyway.
+/// What stands in the source of a cell that sets the state of a generator that all code shares to something
+/// known. Until then it is not carried: it is random anyway.
 const SEEDS: [&str; 3] = ["seed", "setstate", "set_state"];
 
 /// Starts a comment in the notebook's language.
@@ -283,7 +281,8 @@ impl Cells {
         {
             problem = self.unknown_in_after(workflow);
         }
-        self.called.extend(told.called().map(str::to_owned));
+        let called: Vec<String> = told.called().map(str::to_owned).collect();
+        self.called.extend(called.iter().cloned());
         let mut analysis = python::analyse(&content.code);
         for expression in content
             .user_expressions
@@ -313,7 +312,7 @@ impl Cells {
             seeds,
             workers: self.limit(&target),
             target,
-            called: told.called().map(str::to_owned).collect(),
+            called,
             after: workflow
                 .as_ref()
                 .map_or_else(Vec::new, |workflow| workflow.after.clone()),

@@ -175,14 +175,7 @@ impl Driver {
         let Incoming { channel, message } = incoming;
         if channel == cellferry_kernel::Channel::Stdin {
             if let Some(worker) = self.asking.take() {
-                self.agents.send(
-                    worker,
-                    ToAgent::Send {
-                        worker,
-                        channel: Channel::Stdin,
-                        parts: parts(message),
-                    },
-                );
+                self.tell_worker(worker, Channel::Stdin, parts(message));
             }
             return;
         }
@@ -673,14 +666,7 @@ impl Driver {
                     tracing::info!("cell [{count}] runs on `{target}`{carried}");
                 }
                 let parts = orders::execute_parts(run, *orders, &mut self.values);
-                self.agents.send(
-                    worker,
-                    ToAgent::Send {
-                        worker,
-                        channel: Channel::Shell,
-                        parts,
-                    },
-                );
+                self.tell_worker(worker, Channel::Shell, parts);
             }
             Effect::Take {
                 transfer,
@@ -700,14 +686,7 @@ impl Driver {
                     &mut self.agents,
                 );
                 match taking {
-                    Ok(message) => self.agents.send(
-                        worker,
-                        ToAgent::Send {
-                            worker,
-                            channel: Channel::Shell,
-                            parts: parts(message),
-                        },
-                    ),
+                    Ok(message) => self.tell_worker(worker, Channel::Shell, parts(message)),
                     Err(problem) => self.agents.transfer_failed(transfer, problem),
                 }
             }
@@ -734,14 +713,7 @@ impl Driver {
                     self.comms.opened(&asked.message.content, worker);
                 }
                 self.shown.insert(worker, asked.message.header.clone());
-                self.agents.send(
-                    worker,
-                    ToAgent::Send {
-                        worker,
-                        channel: asked.channel,
-                        parts: parts(asked.message.clone()),
-                    },
-                );
+                self.tell_worker(worker, asked.channel, parts(asked.message.clone()));
             }
             Effect::History(worker, cells) => {
                 self.request(worker, &json!({"verb": "inputs", "cells": cells}))
@@ -749,17 +721,19 @@ impl Driver {
         }
     }
 
+    fn tell_worker(&mut self, worker: WorkerId, channel: Channel, parts: Parts) {
+        let message = ToAgent::Send {
+            worker,
+            channel,
+            parts,
+        };
+        self.agents.send(worker, message);
+    }
+
     /// Asks the helper in a worker for something that has no result.
     fn request(&mut self, worker: WorkerId, content: &serde_json::Value) {
         let message = self.author.message("cellferry_request", None, content);
-        self.agents.send(
-            worker,
-            ToAgent::Send {
-                worker,
-                channel: Channel::Shell,
-                parts: parts(message),
-            },
-        );
+        self.tell_worker(worker, Channel::Shell, parts(message));
     }
 
     fn answer_ourselves(&mut self, asked: &Asked, answer: &Answer) {
@@ -799,14 +773,7 @@ impl Driver {
 
     fn install_helper(&mut self, worker: WorkerId) {
         let message = orders::helper_message(&self.author, &self.agents.module_paths(worker));
-        self.agents.send(
-            worker,
-            ToAgent::Send {
-                worker,
-                channel: Channel::Shell,
-                parts: parts(message),
-            },
-        );
+        self.tell_worker(worker, Channel::Shell, parts(message));
     }
 
     // --- to clients

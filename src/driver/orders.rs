@@ -12,8 +12,9 @@ use crate::ledger::Step;
 use crate::session::{Orders, RunId};
 
 /// The helper that every Python worker gets, as source: one module.
-const HELPER: [&str; 2] = [
+const HELPER: [&str; 3] = [
     include_str!("../../workers/python/pickling.py"),
+    include_str!("../../workers/python/before.py"),
     include_str!("../../workers/python/helper.py"),
 ];
 

@@ -106,7 +106,7 @@ type Kin = Arc<BTreeMap<Name, Version>>;
 /// The directory of one session.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    committed: Namespace,
+    committed: Arc<Namespace>,
     held: BTreeMap<WorkerId, Held>,
     kin: BTreeMap<Version, Kin>,
     /// Versions handed out so far.
@@ -172,10 +172,19 @@ impl Ledger {
         &self.committed
     }
 
+    /// The names after all committed runs and these further ones, in program order.
+    pub fn after<'a>(&self, deltas: impl IntoIterator<Item = &'a Delta>) -> Arc<Namespace> {
+        let mut after = self.committed.clone();
+        for delta in deltas {
+            Arc::make_mut(&mut after).apply(delta);
+        }
+        after
+    }
+
     /// Commits a run, the next one in program order.
     pub fn commit(&mut self, worker: WorkerId, delta: &Delta) {
         let before = self.committed.settings.len();
-        self.committed.apply(delta);
+        Arc::make_mut(&mut self.committed).apply(delta);
         self.held
             .entry(worker)
             .or_default()
@@ -436,7 +445,7 @@ impl Ledger {
                 Arc::make_mut(entry).content = lost;
             }
         };
-        for (name, entry) in &mut self.committed.entries {
+        for (name, entry) in &mut Arc::make_mut(&mut self.committed).entries {
             lose(name, entry);
         }
         for delta in open {

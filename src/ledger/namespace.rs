@@ -1,6 +1,5 @@
 //! The notebook's names at one point of program order: which version each has, whoever holds it.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -112,15 +111,6 @@ impl Delta {
 impl Namespace {
     pub(super) fn get(&self, name: &str) -> Option<&Arc<Entry>> {
         self.entries.get(name)
-    }
-
-    /// The namespace after further runs, in program order.
-    pub fn with<'a>(&self, deltas: impl IntoIterator<Item = &'a Delta>) -> Cow<'_, Self> {
-        let mut after = Cow::Borrowed(self);
-        for delta in deltas {
-            after.to_mut().apply(delta);
-        }
-        after
     }
 
     pub(super) fn apply(&mut self, delta: &Delta) {

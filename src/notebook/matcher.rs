@@ -22,10 +22,10 @@ pub struct Matcher {
 impl Matcher {
     /// Whether these are the cells as they were, in all that counts for running them.
     pub fn has(&self, cells: &[FileCell]) -> bool {
-        let counts = |cell: &FileCell| {
-            let metadata = ["workflow", "tags"].map(|key| cell.metadata.get(key).cloned());
-            (cell.source.clone(), metadata)
-        };
+        fn counts(cell: &FileCell) -> (&str, [Option<&Value>; 2]) {
+            let metadata = ["workflow", "tags"].map(|key| cell.metadata.get(key));
+            (&cell.source, metadata)
+        }
         self.cells.iter().map(counts).eq(cells.iter().map(counts))
     }
 

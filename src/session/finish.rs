@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::event::{Answer, Effect};
-use super::run::{Finished, Problem, RunId, State};
+use super::run::{Finished, GENERATORS, Problem, RunId, State};
 use super::{Queued, Session, amount};
 use crate::graph::svg;
 use crate::ledger::{Changes, Ran, Step};
@@ -63,8 +63,9 @@ impl Session {
                 .parcels
                 .values()
                 .all(|parcel| parcel.users.contains(&id));
-        let view = self.view(seq).into_owned();
+        let view = self.view(seq);
         let changed = report.changed;
+        let failed = reply.as_ref().is_none_or(|reply| reply.failed);
         let delta = self.ledger.finished(
             &view,
             Ran {
@@ -80,7 +81,7 @@ impl Session {
                 compared: &watched | &report.kept,
                 changed: changed.clone(),
                 alone,
-                failed: reply.as_ref().is_none_or(|reply| reply.failed),
+                failed,
                 definitions: &definitions,
             },
         );
@@ -100,12 +101,13 @@ impl Session {
         };
         run.uses.extend(changed);
         // The state of a generator is carried for all cells; who has not drawn from it has not used it.
-        let drawn = |name: &Name| !name.as_str().starts_with('~') || delta.written().contains(name);
+        let drawn =
+            |name: &Name| !GENERATORS.contains(&name.as_str()) || delta.written().contains(name);
         run.uses.retain(drawn);
         run.state = State::Finished(Box::new(Finished {
             worker,
             delta,
-            failed: reply.as_ref().is_none_or(|reply| reply.failed),
+            failed,
             reply,
             took,
             note: (!unseen.is_empty()).then(|| changed_unseen(&unseen)),

@@ -9,12 +9,13 @@
 //! turn comes. Whenever a run is done, those that ran ahead and used a name that it turned out to
 //! have written are taken back and run again; so the result is that of running one after another.
 //!
-//! A run goes through `schedule` (may it start, and where), `fetch` (bring what it lacks), its
+//! A run goes through `schedule` (may it start, and where), `fetch` (bring what it lacks, in `parcels`), its
 //! worker, and `finish` (what did it change; commit). `undo` takes back what ran ahead.
 
 mod event;
 mod fetch;
 mod finish;
+mod parcels;
 mod past;
 mod requests;
 mod run;
@@ -24,15 +25,14 @@ mod undo;
 pub use event::{
     Answer, Asked, Effect, Event, Orders, PassTo, PreludeFailure, Reply, Report, Taken,
 };
-pub use run::{Cell, Problem, Request, RunId};
+pub use run::{Cell, GENERATORS, Problem, Request, RunId};
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use cellferry_wire::protocol::WorkerId;
 
-use self::fetch::Parcel;
+use self::parcels::Parcel;
 use self::past::Past;
 use self::run::{Run, State};
 use self::undo::Dying;
@@ -306,7 +306,7 @@ impl Session {
     }
 
     /// The names as they are at a place of program order, as far as what comes before is done.
-    fn view(&self, seq: u64) -> Cow<'_, Namespace> {
+    fn view(&self, seq: u64) -> Arc<Namespace> {
         let earlier = self
             .in_order()
             .filter_map(|id| self.runs.get(&id))
@@ -315,7 +315,7 @@ impl Session {
             State::Finished(finished) => Some(&finished.delta),
             _ => None,
         });
-        self.ledger.committed().with(deltas)
+        self.ledger.after(deltas)
     }
 
     /// Moves on whatever can.

@@ -13,6 +13,9 @@ use crate::graph::Access;
 use crate::ledger::{Delta, Held, Needed, Plan, Put};
 use crate::name::Name;
 
+/// What workers call the states of the generators that all code shares.
+pub const GENERATORS: [&str; 2] = ["~random", "~numpy.random"];
+
 /// One run of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RunId(pub u64);

@@ -137,13 +137,11 @@ impl Session {
                     .take(1)
                     .flat_map(|(_, worker)| worker.runs.iter().copied())
                     .collect();
-                drop(view);
                 return self.take_back(later);
             }
             None => return false,
         };
         let full = of_target.len() >= limit;
-        drop(view);
         let (worker, ready) = match chosen {
             Some(chosen) => chosen,
             None if free.is_some() || full => return false,

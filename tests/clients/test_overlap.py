@@ -141,11 +141,6 @@ def test_clients_that_ask_for_one_cell_after_the_other(client, cells, four, tmp_
         assert printed == "two begins\ntwo ends\n"
 
 
-def nbclient_on(kernel, path, cells):
-    """Asks for the cells one after another without metadata, as nbclient does."""
-    return [kernel.run(placed(cell)[0], stop_on_error=True) for cell in cells if path]
-
-
 def test_what_was_expected_and_never_asked_for_leaves_no_trace(start, four, tmp_path, monkeypatch):
     path = tmp_path / "n.ipynb"
     later = "open(os.environ['MEETING'] + '/ran', 'w').close()\nsecret = 1\nprint('seen')"

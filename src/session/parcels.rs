@@ -1,0 +1,389 @@
+//! Values on their way: asked for once for all the runs that want the same, and what becomes of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cellferry_wire::protocol::WorkerId;
+
+use super::Session;
+use super::event::{Effect, Taken};
+use super::run::{Problem, RunId, State};
+use crate::ledger::{Namespace, Plan, Put, Version};
+use crate::name::Name;
+
+/// Values on their way from one worker, for one run or several.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) holder: WorkerId,
+    names: BTreeSet<Name>,
+    /// What the holder had when it was asked.
+    versions: BTreeMap<Name, Version>,
+    /// Set when it has arrived.
+    pub(super) put: Option<Put>,
+    pub(super) users: BTreeSet<RunId>,
+    /// Whether its reader copies it straight from the holder's memory: then nobody else can.
+    direct: bool,
+    /// What the holder drops before it answers.
+    stale: BTreeSet<Name>,
+    /// Runs for which it came too late: the names have other versions there.
+    unfit: BTreeSet<RunId>,
+}
+
+impl Session {
+    /// Asks the holders for what is missing, as far as they can answer now.
+    pub(super) fn take(&mut self, id: RunId, plan: Plan) -> bool {
+        let mut changed = false;
+        let Some(seq) = self.runs.get(&id).map(|run| run.seq) else {
+            return false;
+        };
+        let view = self.view(seq);
+        for (holder, names) in plan.takes {
+            let same = |parcel: &Parcel| {
+                !parcel.direct
+                    && parcel.holder == holder
+                    && names.iter().all(|name| {
+                        parcel.names.contains(name)
+                            && parcel.versions.get(name).copied() == view.version(name)
+                    })
+                    && !parcel.unfit.contains(&id)
+                    && parcel.put.as_ref().is_none_or(|put| fits(&view, put))
+            };
+            let under_way = self
+                .parcels
+                .iter()
+                .find(|(_, parcel)| same(parcel))
+                .map(|(transfer, _)| *transfer);
+            if let Some(transfer) = under_way {
+                changed |= self.join(id, transfer, &plan.again);
+            } else if self.is_occupied(holder) {
+                changed |= self.free(id, holder);
+            } else {
+                self.ask(id, holder, names, &plan.again);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// What another run has asked for serves this one, too.
+    fn join(&mut self, id: RunId, transfer: u64, again: &BTreeSet<u64>) -> bool {
+        let Some(parcel) = self.parcels.get_mut(&transfer) else {
+            return false;
+        };
+        parcel.users.insert(id);
+        let put = parcel.put.clone();
+        let Some(run) = self.runs.get_mut(&id) else {
+            return false;
+        };
+        run.transfers.insert(transfer);
+        if let State::Fetching {
+            pending, arrived, ..
+        } = &mut run.state
+        {
+            arrived.retain(|put| !again.contains(&put.transfer));
+            match put {
+                Some(put) => arrived.push(put),
+                None => {
+                    pending.insert(transfer);
+                }
+            }
+        }
+        true
+    }
+
+    /// The run that has its turn waits for nobody who comes after it.
+    fn free(&mut self, id: RunId, holder: WorkerId) -> bool {
+        let Some(run) = self.runs.get(&id).filter(|run| run.begun) else {
+            return false;
+        };
+        let seq = run.seq;
+        let later: BTreeSet<RunId> = self
+            .workers
+            .get(&holder)
+            .into_iter()
+            .flat_map(|worker| &worker.runs)
+            .filter(|id| self.runs.get(id).is_some_and(|run| run.seq > seq))
+            .copied()
+            .collect();
+        self.take_back(later)
+    }
+
+    fn ask(&mut self, id: RunId, holder: WorkerId, names: BTreeSet<Name>, again: &BTreeSet<u64>) {
+        let Some(run) = self.runs.get(&id) else {
+            return;
+        };
+        let view = self.view(run.seq);
+        let mut stale = self.ledger.stale(&view, holder);
+        let quiet = self
+            .workers
+            .get(&holder)
+            .is_some_and(|worker| worker.runs.is_empty());
+        let mut ignored = BTreeSet::new();
+        if !(quiet && run.begun) {
+            // Cells at another place of program order may need them.
+            std::mem::swap(&mut stale, &mut ignored);
+        }
+        let others = names.iter().any(|name| self.is_wanted_too(name, id));
+        // Only the run that has its turn may keep its holder from running something else until it has copied.
+        let reader = run
+            .state
+            .worker()
+            .filter(|_| run.begun && !self.indirect && !others);
+        self.next_transfer += 1;
+        let transfer = self.next_transfer;
+        self.ledger.dropped(holder, &stale);
+        self.parcels.insert(
+            transfer,
+            Parcel {
+                holder,
+                names: names.clone(),
+                versions: self.ledger.versions(holder),
+                put: None,
+                users: BTreeSet::from([id]),
+                direct: reader.is_some(),
+                stale: stale.clone(),
+                unfit: BTreeSet::new(),
+            },
+        );
+        if reader.is_some()
+            && let Some(worker) = self.workers.get_mut(&holder)
+        {
+            worker.lent.insert(id);
+        }
+        if let Some(run) = self.runs.get_mut(&id) {
+            run.transfers.insert(transfer);
+            if let State::Fetching {
+                pending, arrived, ..
+            } = &mut run.state
+            {
+                arrived.retain(|put| !again.contains(&put.transfer));
+                pending.insert(transfer);
+            }
+        }
+        self.effects.push(Effect::Take {
+            transfer,
+            worker: holder,
+            names,
+            stale,
+            ignored,
+            reader,
+        });
+    }
+
+    /// Whether another step that can run at the same time wants the name.
+    fn is_wanted_too(&self, name: &Name, id: RunId) -> bool {
+        self.near().any(|(other, run)| {
+            other != id
+                && !run.in_turn
+                && !run.state.is_finished()
+                && run.cell.access.reads.contains(name)
+        })
+    }
+
+    /// A worker has answered.
+    pub(super) fn taken(&mut self, transfer: u64, taken: Taken) {
+        let Some(parcel) = self.parcels.get_mut(&transfer) else {
+            // Nobody wants it any more.
+            self.effects.push(Effect::Release(vec![transfer]));
+            return;
+        };
+        if matches!(taken, Taken::Interrupted | Taken::Failed(_)) {
+            // It may not have come to dropping what was stale.
+            self.ledger.spoil(parcel.holder, &parcel.stale);
+        }
+        let users = parcel.users.clone();
+        let (holder, asked) = (parcel.holder, parcel.names.clone());
+        match taken {
+            Taken::Ok {
+                names,
+                needs,
+                missing,
+                size,
+                kin,
+            } => {
+                let versions: BTreeMap<Name, Version> = names
+                    .keys()
+                    .filter_map(|name| Some((name.clone(), *parcel.versions.get(name)?)))
+                    .collect();
+                for group in kin {
+                    let version = |name: Name| {
+                        let version = *versions.get(&name)?;
+                        Some((name, version))
+                    };
+                    self.ledger
+                        .related(group.into_iter().filter_map(version).collect());
+                }
+                let put = Put {
+                    names,
+                    versions,
+                    needs,
+                    transfer,
+                };
+                parcel.put = Some(put.clone());
+                let target_of = |id: &WorkerId| self.workers.get(id).map(|worker| &worker.target);
+                let from = target_of(&holder);
+                let reader = users.iter().find_map(|user| self.runs.get(user));
+                // From one worker of a target to another nothing crosses.
+                let crosses = reader.is_none_or(|run| Some(&run.cell.target) != from);
+                let mut size = if crosses { size } else { 0 };
+                for user in users {
+                    self.arrived(user, &put, &missing, std::mem::take(&mut size));
+                }
+            }
+            Taken::Uncarriable(failed) => {
+                self.parcels.remove(&transfer);
+                self.effects.push(Effect::Release(vec![transfer]));
+                let holder = self.place_name(holder);
+                for user in users {
+                    self.left_behind(user, transfer, &holder, &asked, &failed);
+                }
+            }
+            Taken::Failed(message) => {
+                let holder = self.place_name(holder);
+                self.failed(transfer, |target| {
+                    Problem::transfer(&asked, &holder, target, &message)
+                });
+            }
+            // Whom the user meant has been refused already; others try again.
+            Taken::Interrupted => {
+                self.parcels.remove(&transfer);
+                self.effects.push(Effect::Release(vec![transfer]));
+                for user in users {
+                    self.forget_transfer(user, transfer);
+                }
+            }
+        }
+    }
+
+    fn forget_transfer(&mut self, id: RunId, transfer: u64) {
+        self.has_copied(id);
+        if let Some(run) = self.runs.get_mut(&id) {
+            run.transfers.remove(&transfer);
+            if let State::Fetching { pending, .. } = &mut run.state {
+                pending.remove(&transfer);
+            }
+        }
+    }
+
+    fn arrived(&mut self, id: RunId, put: &Put, missing: &BTreeSet<Name>, size: u64) {
+        let Some(run) = self.runs.get(&id) else {
+            return;
+        };
+        let view = self.view(run.seq);
+        let fits = fits(&view, put);
+        let Some(run) = self.runs.get_mut(&id) else {
+            return;
+        };
+        if let State::Fetching {
+            pending, arrived, ..
+        } = &mut run.state
+            && pending.remove(&put.transfer)
+        {
+            run.carried += size;
+            run.skipped.extend(missing.iter().cloned());
+            if fits {
+                arrived.push(put.clone());
+            } else if let Some(parcel) = self.parcels.get_mut(&put.transfer) {
+                parcel.unfit.insert(id);
+            }
+        }
+    }
+
+    fn left_behind(
+        &mut self,
+        id: RunId,
+        transfer: u64,
+        holder: &str,
+        asked: &BTreeSet<Name>,
+        failed: &BTreeMap<Name, (String, String)>,
+    ) {
+        self.forget_transfer(id, transfer);
+        let Some(run) = self.runs.get_mut(&id) else {
+            return;
+        };
+        let fatal = failed
+            .iter()
+            .find(|(name, _)| run.cell.needed.must.contains(*name));
+        if let Some((name, (type_name, reason))) = fatal {
+            let problem = uncarriable(name, type_name, reason, holder, &run.cell.target);
+            self.refuse_in_turn(id, problem);
+            return;
+        }
+        let before = run.skipped.len();
+        for (name, (type_name, reason)) in failed {
+            run.skipped.insert(name.clone());
+            let left = (type_name.clone(), reason.clone(), holder.to_owned());
+            run.left_behind.insert(name.clone(), left);
+        }
+        if run.skipped.len() == before {
+            // Nothing more can be left out: the asked names themselves are the trouble.
+            run.skipped.extend(asked.iter().cloned());
+        }
+    }
+
+    /// A transfer has come to nothing.
+    fn failed(&mut self, transfer: u64, problem: impl Fn(&str) -> Problem) {
+        let users = match self.parcels.get(&transfer) {
+            Some(parcel) => parcel.users.clone(),
+            None => return,
+        };
+        for user in users {
+            let target = self.runs.get(&user).map(|run| run.cell.target.clone());
+            if let Some(target) = target {
+                self.refuse_in_turn(user, problem(&target));
+            }
+        }
+    }
+
+    /// Ends a run that has its turn with an error; another one is tried again when its turn comes.
+    fn refuse_in_turn(&mut self, id: RunId, problem: Problem) {
+        match self.runs.get_mut(&id) {
+            Some(run) if !run.begun => {
+                run.in_turn = true;
+                self.take_back(BTreeSet::from([id]));
+            }
+            _ => self.refuse(id, problem),
+        }
+    }
+
+    /// Leaves all transfers of a run; those without another user are over.
+    pub(super) fn leave_parcels(&mut self, id: RunId) {
+        self.has_copied(id);
+        let Some(run) = self.runs.get_mut(&id) else {
+            return;
+        };
+        let mut over = Vec::new();
+        for transfer in std::mem::take(&mut run.transfers) {
+            if let Some(parcel) = self.parcels.get_mut(&transfer) {
+                parcel.users.remove(&id);
+                if parcel.users.is_empty() {
+                    if parcel.put.is_none() {
+                        self.ledger.spoil(parcel.holder, &parcel.stale);
+                    }
+                    self.parcels.remove(&transfer);
+                    over.push(transfer);
+                }
+            } else {
+                over.push(transfer);
+            }
+        }
+        if !over.is_empty() {
+            self.effects.push(Effect::Release(over));
+        }
+    }
+}
+
+/// Whether all that came is as it is in `view`.
+fn fits(view: &Namespace, put: &Put) -> bool {
+    let current = |(name, version): (&Name, &Version)| view.version(name).as_ref() == Some(version);
+    put.versions.iter().all(current)
+}
+
+fn uncarriable(name: &Name, type_name: &str, reason: &str, holder: &str, target: &str) -> Problem {
+    Problem::new(
+        "UncarriableValue",
+        format!(
+            "`{name}` ({type_name}) lives on {holder} and cannot be carried to `{target}`: {reason}; \
+             make it in a cell that runs on `{target}`, or run this cell on {holder}"
+        ),
+    )
+}
