@@ -11,7 +11,7 @@ mod orders;
 mod parent;
 mod values;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -164,8 +164,11 @@ struct ReplyContent {
 
 impl Driver {
     async fn handle(&mut self, event: Event) {
-        for effect in self.session.handle(event) {
-            self.perform(effect).await;
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for effect in self.session.handle(event) {
+                events.extend(self.perform(effect).await);
+            }
         }
     }
 
@@ -611,9 +614,10 @@ impl Driver {
 
     // --- effects
 
-    async fn perform(&mut self, effect: Effect) {
+    /// Does what must be done; what has happened by that at once.
+    async fn perform(&mut self, effect: Effect) -> Option<Event> {
         match effect {
-            Effect::StartWorker(worker, target) => {
+            Effect::StartWorker { worker, target, .. } => {
                 if let Err(problem) = self.agents.start(worker, &target, &self.cells).await {
                     // Not from within the session's own turn: as an event of its own.
                     self.agents.report(worker, problem);
@@ -690,6 +694,14 @@ impl Driver {
                     Err(problem) => self.agents.transfer_failed(transfer, problem),
                 }
             }
+            // All are on one machine.
+            Effect::Carry { transfer, to, .. } => {
+                return Some(Event::Carried {
+                    transfer,
+                    to,
+                    outcome: Ok(()),
+                });
+            }
             Effect::Release(transfers) => self.values.release(&transfers),
             Effect::Show(run, asked) => {
                 for (worker, channel, message) in self.held.remove(&run).unwrap_or_default() {
@@ -719,6 +731,7 @@ impl Driver {
                 self.request(worker, &json!({"verb": "inputs", "cells": cells}))
             }
         }
+        None
     }
 
     fn tell_worker(&mut self, worker: WorkerId, channel: Channel, parts: Parts) {
