@@ -144,8 +144,7 @@ pub fn workflow(map: &Map<String, Value>, errors: &mut Vec<MetadataError>) -> Wo
                 reader.later("resources", &path);
             }
             ("resources", other) => reader.must_be("an object", other, &path),
-            ("retry", Value::Number(count)) if count.is_u64() => reader.later("retry", &path),
-            ("retry", other) => reader.must_be("a whole number that is not negative", other, &path),
+            ("retry", value) => workflow.retry = reader.count(value, &path),
             ("cache", Value::Bool(_)) => reader.later("cache", &path),
             ("cache", other) => reader.must_be("a boolean", other, &path),
             ("when", Value::String(_)) => reader.later("when", &path),
@@ -197,6 +196,14 @@ impl Reader<'_> {
                 format!("unknown key{}", nearest(key, keys.iter().copied())),
             );
         }
+    }
+
+    fn count(&mut self, value: &Value, path: &str) -> Option<u32> {
+        let count = value.as_u64().and_then(|count| u32::try_from(count).ok());
+        if count.is_none() {
+            self.must_be("a whole number that is not negative", value, path);
+        }
+        count
     }
 
     fn version(&mut self, value: &Value, path: &str) -> Option<String> {

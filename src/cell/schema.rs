@@ -18,6 +18,9 @@ pub struct Workflow {
     /// Ids, tags or names of cells that must run before this one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<String>,
+    /// How many more times the cell runs if its worker dies under it; 1 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<u32>,
     /// The cell's language; the kernel's own if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub language: Option<String>,

@@ -144,7 +144,6 @@ fn what_comes_later_is_refused_by_name() {
             json!({"step": {"scatter": {"items": ["x"]}}}),
             "workflow.step.scatter",
         ),
-        (json!({"retry": 2}), "workflow.retry"),
         (json!({"cache": true}), "workflow.cache"),
         (json!({"when": "x > 1"}), "workflow.when"),
         (json!({"repeat": {"max": 3}}), "workflow.repeat"),
@@ -279,7 +278,7 @@ fn huge_metadata_is_told_of_shortly_and_soon() {
 #[test]
 fn all_errors_are_reported_together() {
     let found = errors(
-        json!({"targt": 1, "step": {"autoin": 3}, "retry": 1}),
+        json!({"targt": 1, "step": {"autoin": 3}, "retry": -1}),
         "#| aftr: x",
     );
     assert_eq!(found.lines().count(), 4, "{found}");

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::cells::Cells;
-use crate::session::{HOME, Problem, TargetName};
+use crate::session::{Gone, HOME, Problem, TargetName};
 use crate::target::config::{ConfigError, Target};
 use crate::target::home::{HomePython, home_python};
 
@@ -284,7 +284,7 @@ impl Agents {
         let problem = Problem::new(
             "AgentDied",
             format!(
-                "the agent of `{target}` died, and its workers with it; the next cell on `{target}` starts a new one"
+                "the agent of `{target}` died, and its workers with it; another one is started when it is needed"
             ),
         );
         (workers, problem)
@@ -390,7 +390,7 @@ impl Agents {
         Problem::new(
             "WorkerDied",
             format!(
-                "the worker of `{target}` died ({exit}); what only it held is lost, and the next cell gets a new worker{last}"
+                "the worker of `{target}` died ({exit}); another one is started when it is needed{last}"
             ),
         )
     }
@@ -449,6 +449,16 @@ impl Agents {
         drop(self.guard);
         drop(self.run_dir);
         drop(self.segments);
+    }
+}
+
+/// In which way a worker ended: whether it was the doing of what ran in it.
+pub fn how(exit: &Exit) -> Gone {
+    /// SIGILL, SIGABRT, SIGFPE and SIGSEGV: a crash of the code itself, which would crash again.
+    const CRASHES: [i32; 4] = [4, 6, 8, 11];
+    match exit.signal {
+        Some(signal) if !CRASHES.contains(&signal) => Gone::Killed,
+        _ => Gone::Ended,
     }
 }
 

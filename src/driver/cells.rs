@@ -25,6 +25,9 @@ const SEEDS: [&str; 3] = ["seed", "setstate", "set_state"];
 /// Starts a comment in the notebook's language.
 const COMMENT: &str = "#";
 
+/// How many more times a step runs if its worker dies under it, unless its metadata says so.
+const RETRY: u32 = 1;
+
 /// Knows the notebook, if it can be known.
 #[derive(Debug)]
 pub struct Cells {
@@ -311,6 +314,10 @@ impl Cells {
         let cell = Cell {
             seeds,
             workers: self.limit(&target),
+            retry: workflow
+                .as_ref()
+                .and_then(|workflow| workflow.retry)
+                .unwrap_or(RETRY),
             target,
             called,
             after: workflow

@@ -1,6 +1,7 @@
 //! The thin shell around the session: turns messages, processes and signals into events, and
 //! effects into deeds. One task, one loop; it decides nothing about cells.
 
+mod again;
 mod agents;
 mod cells;
 mod comms;
@@ -29,13 +30,16 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub use self::cells::needed;
 
+use self::again::Again;
 use self::agents::{Agents, FromLocation};
 use self::cells::Cells;
 use self::comms::Comms;
 use self::magics::Magic;
 use self::values::Values;
 use crate::analysis::python::completion_root;
-use crate::session::{Answer, Asked, Effect, Event, PassTo, Problem, Reply, RunId, Session, Taken};
+use crate::session::{
+    Answer, Asked, Effect, Event, Gone, HOME, PassTo, Problem, Reply, RunId, Session, Taken,
+};
 
 /// How long answers may take to leave before the process ends: ZeroMQ has no linger here.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -85,6 +89,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         running: HashMap::new(),
         held: HashMap::new(),
         discarded: HashSet::new(),
+        again: Again::default(),
         shown: HashMap::new(),
         asking: None,
         warm: false,
@@ -145,6 +150,8 @@ struct Driver {
     held: HashMap<RunId, Vec<(WorkerId, Channel, Message)>>,
     /// Runs that have been taken back: nothing that they still say is shown.
     discarded: HashSet<RunId>,
+    /// What cells show that may have to run again.
+    again: Again,
     /// The client's request that each worker saw last: output without a request of its own is shown there.
     shown: HashMap<WorkerId, Bytes>,
     /// The worker that asked for input last.
@@ -369,7 +376,7 @@ impl Driver {
                 }
                 match channel {
                     Channel::Iopub => self.output(worker, message).await,
-                    Channel::Stdin => self.input_request(worker, message),
+                    Channel::Stdin => self.input_request(worker, message).await,
                     Channel::Shell | Channel::Control => self.reply(worker, message).await,
                 }
             }
@@ -379,7 +386,7 @@ impl Driver {
             }
             FromLocation::Message(FromAgent::WorkerFailed { worker, failure }) => {
                 let problem = self.agents.start_problem(worker, &failure);
-                self.gone(worker, problem).await;
+                self.gone(worker, problem, Gone::NotStarted).await;
             }
             FromLocation::Message(FromAgent::WorkerDown {
                 worker,
@@ -387,17 +394,17 @@ impl Driver {
                 stderr_tail,
             }) => {
                 let problem = self.agents.death_problem(worker, &exit, &stderr_tail);
-                self.gone(worker, problem).await;
+                self.gone(worker, problem, agents::how(&exit)).await;
             }
             FromLocation::Failed { workers, problem } => {
                 for worker in workers {
-                    self.gone(worker, problem.clone()).await;
+                    self.gone(worker, problem.clone(), Gone::NotStarted).await;
                 }
             }
             FromLocation::AgentGone(target) => {
                 let (workers, problem) = self.agents.agent_gone(&target);
                 for worker in workers {
-                    self.gone(worker, problem.clone()).await;
+                    self.gone(worker, problem.clone(), Gone::LocationLost).await;
                 }
             }
             FromLocation::TransferFailed { transfer, reason } => {
@@ -407,7 +414,18 @@ impl Driver {
         }
     }
 
-    async fn gone(&mut self, worker: WorkerId, problem: Problem) {
+    async fn gone(&mut self, worker: WorkerId, problem: Problem, how: Gone) {
+        self.forget(worker);
+        self.handle(Event::WorkerGone {
+            worker,
+            problem,
+            how,
+        })
+        .await;
+    }
+
+    /// Nothing more comes from a worker.
+    fn forget(&mut self, worker: WorkerId) {
         self.agents.forget(worker);
         self.shown.remove(&worker);
         self.running.retain(|(other, _), _| *other != worker);
@@ -418,7 +436,6 @@ impl Driver {
             let content = json!({"comm_id": comm, "data": {}});
             self.publish(self.author.message("comm_close", None, &content));
         }
-        self.handle(Event::WorkerGone { worker, problem }).await;
     }
 
     /// Output of a worker: shown as it is, except what concerns only us.
@@ -493,6 +510,9 @@ impl Driver {
         if let Some(held) = self.held.get_mut(&run) {
             held.push((worker, channel, message));
         } else if let Some(asked) = self.session.request(run).cloned() {
+            if self.session.may_run_again(run) {
+                self.again.keep(&asked.header.msg_id);
+            }
             self.tell_client(&asked, worker, channel, message);
         }
     }
@@ -511,7 +531,9 @@ impl Driver {
             self.asking = Some(worker);
             self.outbox.send(cellferry_kernel::Channel::Stdin, message);
         } else {
-            self.show(worker, message);
+            for message in self.again.show(&asked.header.msg_id, message, &self.author) {
+                self.show(worker, message);
+            }
         }
     }
 
@@ -579,7 +601,7 @@ impl Driver {
                     // What it has now is nobody's.
                     let problem = self.agents.undo_problem(worker, &failure);
                     self.agents.stop(worker);
-                    self.gone(worker, problem).await;
+                    self.gone(worker, problem, Gone::Killed).await;
                 } else if let Some((transfer, taken)) = self.values.taken(&parent.msg_id, message) {
                     self.handle(Event::Taken(transfer, taken)).await;
                 }
@@ -593,7 +615,7 @@ impl Driver {
                         .agents
                         .helper_problem(worker, &format!("{ename}: {evalue}"));
                     self.agents.stop(worker);
-                    self.gone(worker, problem).await;
+                    self.gone(worker, problem, Gone::NotStarted).await;
                 }
                 Err(error) => tracing::error!(
                     "worker {} sent a reply that cannot be read: {error}",
@@ -604,10 +626,13 @@ impl Driver {
         }
     }
 
-    fn input_request(&mut self, worker: WorkerId, message: Message) {
+    async fn input_request(&mut self, worker: WorkerId, message: Message) {
         let parent = message.parse_parent().unwrap_or_default();
         match self.run_of(worker, &parent.msg_id) {
-            Some(run) => self.say(run, worker, Channel::Stdin, message),
+            Some(run) => {
+                self.handle(Event::Asks(worker, run)).await;
+                self.say(run, worker, Channel::Stdin, message);
+            }
             None => tracing::warn!("worker {} asks for input outside a cell", worker.0),
         }
     }
@@ -640,14 +665,23 @@ impl Driver {
                 ));
             }
             Effect::Note(asked, text) => {
-                self.publish(self.author.message(
+                let note = self.author.message(
                     "stream",
                     Some(&asked.message),
                     &json!({"name": "stderr", "text": text}),
-                ));
+                );
+                self.again.keep_note(&asked.header.msg_id, &note);
+                self.publish(note);
             }
-            Effect::Answer(asked, answer) => self.answer_ourselves(&asked, &answer),
+            Effect::Answer(asked, answer) => {
+                self.again.forget(&asked.header.msg_id);
+                self.answer_ourselves(&asked, &answer);
+            }
             Effect::Reply(asked, mut message) => {
+                let last = self
+                    .again
+                    .done(&asked.header.msg_id, &asked.message, &self.author);
+                last.into_iter().for_each(|message| self.publish(message));
                 message.parent_header = asked.message.header.clone();
                 self.send(&asked, *message);
             }
@@ -661,7 +695,7 @@ impl Driver {
                 }
                 if orders.keep.is_some() {
                     self.held.insert(run, Vec::new());
-                } else {
+                } else if !orders.unseen {
                     self.shown
                         .insert(worker, orders.request.message.header.clone());
                 }
@@ -669,7 +703,11 @@ impl Driver {
                     let carried = orders.carried();
                     tracing::info!("cell [{count}] runs on `{target}`{carried}");
                 }
-                let parts = orders::execute_parts(run, *orders, &mut self.values);
+                let at_home = self
+                    .agents
+                    .target(worker)
+                    .is_some_and(|target| &**target == HOME);
+                let parts = orders::execute_parts(run, *orders, at_home, &mut self.values);
                 self.tell_worker(worker, Channel::Shell, parts);
             }
             Effect::Take {
@@ -704,6 +742,9 @@ impl Driver {
             }
             Effect::Release(transfers) => self.values.release(&transfers),
             Effect::Show(run, asked) => {
+                if self.session.may_run_again(run) {
+                    self.again.keep(&asked.header.msg_id);
+                }
                 for (worker, channel, message) in self.held.remove(&run).unwrap_or_default() {
                     self.shown.insert(worker, asked.message.header.clone());
                     self.tell_client(&asked, worker, channel, message);
@@ -712,6 +753,17 @@ impl Driver {
             Effect::Discard(run) => {
                 self.held.remove(&run);
                 self.discarded.insert(run);
+            }
+            Effect::Again { new, .. } => {
+                if let Some(asked) = self.session.request(new).cloned() {
+                    let msg_id = &asked.header.msg_id;
+                    let clear = self.again.again(msg_id, &asked.message, &self.author);
+                    clear.into_iter().for_each(|message| self.publish(message));
+                }
+            }
+            Effect::Stop(worker) => {
+                self.agents.stop(worker);
+                self.forget(worker);
             }
             Effect::Undo(worker, run) => {
                 self.request(worker, &json!({"verb": "undo", "run": run.0}))

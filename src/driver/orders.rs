@@ -35,9 +35,21 @@ pub fn helper_message(author: &Author, paths: &[String]) -> Message {
     author.message("execute_request", None, &content)
 }
 
+/// The content of a request whose cell runs only to make something again: nobody answers it, and where the notebook's
+/// history is kept it stands there already.
+fn unseen_content(content: &Bytes, at_home: bool) -> Bytes {
+    let mut map: Map<String, Value> = serde_json::from_slice(content).unwrap_or_default();
+    map.insert("allow_stdin".to_owned(), json!(false));
+    map.insert("user_expressions".to_owned(), json!({}));
+    if at_home {
+        map.insert("store_history".to_owned(), json!(false));
+    }
+    Bytes::from(serde_json::to_vec(&map).unwrap_or_default())
+}
+
 /// The client's request as the worker gets it: its own header, so that everything the worker
 /// says of it has the right parent, with our orders in the metadata.
-pub fn execute_parts(run: RunId, orders: Orders, values: &mut Values) -> Parts {
+pub fn execute_parts(run: RunId, orders: Orders, at_home: bool, values: &mut Values) -> Parts {
     let request = &orders.request.message;
     let mut buffers = Vec::new();
     let mut actions = Vec::new();
@@ -79,7 +91,11 @@ pub fn execute_parts(run: RunId, orders: Orders, values: &mut Values) -> Parts {
         request.header.clone(),
         request.parent_header.clone(),
         Bytes::from(metadata),
-        request.content.clone(),
+        if orders.unseen {
+            unseen_content(&request.content, at_home)
+        } else {
+            request.content.clone()
+        },
     ];
     parts.extend(buffers);
     parts

@@ -7,6 +7,7 @@
 //! version of a name each worker physically has: a copy whose version is not the wanted one is
 //! stale. The ledger decides what must move; it moves nothing itself.
 
+mod company;
 mod namespace;
 mod plan;
 
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use cellferry_wire::protocol::WorkerId;
 use serde::Deserialize;
 
+use self::company::Company;
 use self::namespace::{Content, Entry};
 use crate::analysis::{Definition, DefinitionKind};
 use crate::name::Name;
@@ -68,16 +70,19 @@ pub struct Defined {
     pub needs: BTreeMap<Name, Version>,
 }
 
-/// A value that nobody holds any more.
+/// A value that nobody holds any more, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
     /// Its Python type.
     pub type_name: String,
-    /// The execution count of the run that made it.
+    /// The execution count of the run that bound it.
     pub made_by: u32,
     /// The worker that held it, as messages name it.
     pub held_by: String,
 }
+
+/// How many more versions than current ones are remembered before old ones are forgotten.
+const FORGET: usize = 1000;
 
 /// What stands for a copy that is of no version: nobody may read it.
 const SPOILT: Version = Version(0);
@@ -109,6 +114,11 @@ pub struct Ledger {
     committed: Arc<Namespace>,
     held: BTreeMap<WorkerId, Held>,
     kin: BTreeMap<Version, Kin>,
+    company: Company,
+    /// Versions whose only holder died, and what messages call it.
+    lost: BTreeMap<Version, String>,
+    /// Versions handed out when old ones were forgotten last.
+    forgotten: u64,
     /// Versions handed out so far.
     versions: u64,
 }
@@ -145,8 +155,8 @@ pub struct Changes<'a> {
     pub compared: BTreeSet<Name>,
     /// Those of them that are not the same any more, or that something else now refers to.
     pub changed: BTreeSet<Name>,
-    /// Whether no other run can have a copy on its way: then what only one worker has needs no new version.
-    pub alone: bool,
+    /// Versions of which it is known what they share, because they are being carried; all, if none is given.
+    pub followed: Option<BTreeSet<Version>>,
     /// Whether the cell failed: how far it came is not known.
     pub failed: bool,
     /// The cell's own definitions.
@@ -190,6 +200,21 @@ impl Ledger {
             .or_default()
             .settings
             .extend(before..self.committed.settings.len());
+        let old = self.versions - self.forgotten;
+        if old as usize > self.committed.entries.len() + FORGET {
+            self.forget_old();
+        }
+    }
+
+    /// Forgets what is known of versions that nobody holds and that are not current.
+    fn forget_old(&mut self) {
+        self.forgotten = self.versions;
+        let current = self.committed.entries.values().map(|entry| entry.version);
+        let held = self.held.values().flat_map(|held| held.names.values());
+        let known: BTreeSet<Version> = current.chain(held.copied()).collect();
+        self.kin.retain(|version, _| known.contains(version));
+        self.company.retain(|version| known.contains(version));
+        self.lost.retain(|version, _| known.contains(version));
     }
 
     /// Records physically that a run is over, and works out what it changed. `view` are the names as they were at its
@@ -254,6 +279,7 @@ impl Ledger {
             delta.set(&name, entry);
         }
         note_needs(view, &mut delta, changes.definitions, cell);
+        self.met(view, plan, &delta);
         for definition in changes.definitions {
             if matches!(
                 definition.kind,
@@ -294,13 +320,9 @@ impl Ledger {
                         };
                         let version = put.versions.get(name).copied().unwrap_or(entry.version);
                         let needs = &description.needs | &put.needs;
-                        let known = match &entry.content {
-                            Content::Value(known) if known.needs != needs => Some(known),
-                            // Its holder has died since: here is another one.
-                            Content::Lost(_) if version == entry.version => Some(description),
-                            _ => None,
-                        };
-                        if let Some(known) = known {
+                        if let Content::Value(known) = &entry.content
+                            && known.needs != needs
+                        {
                             let content = Content::Value(Description {
                                 needs,
                                 ..known.clone()
@@ -318,7 +340,8 @@ impl Ledger {
         }
     }
 
-    /// Values that the run may have changed in place get a new version, unless they were compared and are the same.
+    /// Values that the run may have changed in place get a new version, unless they were compared and are the same:
+    /// so a version has one content, which one run made.
     fn touched(
         &mut self,
         view: &Namespace,
@@ -341,21 +364,16 @@ impl Ledger {
                 continue;
             }
             let same = changes.compared.contains(name) && !changes.changed.contains(name);
-            let mut others = self.held.iter().filter(|(other, _)| **other != worker);
-            if same || changes.alone && !others.any(|(_, held)| has(held)) {
+            if same {
                 continue;
             }
-            self.versions += 1;
-            let version = Version(self.versions);
-            renewed.insert(entry.version, (name.clone(), version));
-            let entry = Entry {
-                version,
-                ..Entry::clone(&entry)
-            };
+            let entry = self.renew(worker, name, &entry, &mut renewed);
             delta.set(name, entry);
-            if let Some(held) = self.held.get_mut(&worker) {
-                held.names.insert(name.clone(), version);
-            }
+        }
+        for (name, entry) in self.may_share(view, worker, plan, changes, &renewed, delta) {
+            let before = entry.version;
+            let entry = self.renew(worker, &name, &entry, &mut renewed);
+            delta.share(&name, before, entry);
         }
         // What shared objects before may still share them.
         let groups: Vec<Kin> = renewed
@@ -369,6 +387,77 @@ impl Ledger {
             };
             self.related(group.iter().map(now).collect());
         }
+    }
+
+    fn renew(
+        &mut self,
+        worker: WorkerId,
+        name: &Name,
+        entry: &Entry,
+        renewed: &mut BTreeMap<Version, (Name, Version)>,
+    ) -> Entry {
+        self.versions += 1;
+        let version = Version(self.versions);
+        renewed.insert(entry.version, (name.clone(), version));
+        if let Some(held) = self.held.get_mut(&worker) {
+            held.names.insert(name.clone(), version);
+        }
+        Entry {
+            version,
+            ..entry.clone()
+        }
+    }
+
+    /// What the run did not use but may share objects with what it changed. Of values that have been carried it is
+    /// known what they share, since that is carried with them; and of those that could be restored.
+    fn may_share(
+        &self,
+        view: &Namespace,
+        worker: WorkerId,
+        plan: &Plan,
+        changes: &Changes<'_>,
+        renewed: &BTreeMap<Version, (Name, Version)>,
+        delta: &Delta,
+    ) -> Vec<(Name, Arc<Entry>)> {
+        let company = self.company.of(renewed.keys().copied());
+        let (Some(held), Some(followed)) = (self.held.get(&worker), &changes.followed) else {
+            return Vec::new();
+        };
+        let others = |name: &Name, version: Version| {
+            self.held
+                .iter()
+                .any(|(other, held)| *other != worker && held.names.get(name) == Some(&version))
+        };
+        let unused = held.names.iter().filter(|(name, version)| {
+            !plan.touched.contains(*name)
+                && !changes.bound.contains_key(*name)
+                && !delta.entries.contains_key(*name)
+                && company.contains(version)
+                && !followed.contains(version)
+                && !others(name, **version)
+        });
+        unused
+            .filter_map(|(name, version)| {
+                let entry = view.get(name.as_str())?;
+                (entry.version == *version && entry.can_change())
+                    .then(|| (name.clone(), entry.clone()))
+            })
+            .collect()
+    }
+
+    /// What the run has bound or changed may share objects with all that it had in its hands.
+    fn met(&mut self, view: &Namespace, plan: &Plan, delta: &Delta) {
+        let mut together: BTreeSet<Version> = delta.changeable().collect();
+        if together.is_empty() {
+            return;
+        }
+        let used = plan
+            .touched
+            .iter()
+            .filter_map(|name| view.get(name.as_str()));
+        let changeable = |entry: &Arc<Entry>| entry.can_change().then_some(entry.version);
+        together.extend(used.filter_map(changeable));
+        self.company.meet(&together);
     }
 
     /// Notes that these names, in these versions, share objects.
@@ -426,35 +515,136 @@ impl Ledger {
             .unwrap_or_default()
     }
 
-    /// A worker is gone: what only it held is lost, except definitions, which can be replayed. `open` is what runs
-    /// that are not committed yet changed.
-    pub fn worker_lost<'a>(
-        &mut self,
-        worker: WorkerId,
-        held_by: &str,
-        open: impl Iterator<Item = &'a mut Delta>,
-    ) {
+    /// A worker is gone: what only it held is lost.
+    pub fn worker_lost(&mut self, worker: WorkerId, held_by: &str) {
         let Some(gone) = self.held.remove(&worker) else {
             return;
         };
-        let held = &self.held;
-        let lose = |name: &Name, entry: &mut Arc<Entry>| {
-            let has = |held: &Held| held.names.get(name) == Some(&entry.version);
-            if has(&gone) && !held.values().any(has) && matches!(entry.content, Content::Value(_)) {
-                let lost = Content::Lost(entry.as_lost(held_by));
-                Arc::make_mut(entry).content = lost;
+        for (name, version) in gone.names {
+            let has = |held: &Held| held.names.get(&name) == Some(&version);
+            if version != SPOILT && !self.held.values().any(has) {
+                self.lost.insert(version, held_by.to_owned());
             }
+        }
+    }
+
+    /// What to say of a name whose value nobody holds any more; `None` if it is not because a worker died.
+    pub fn lost(&self, view: &Namespace, name: &Name) -> Option<Lost> {
+        let entry = view.get(name.as_str())?;
+        let held_by = self.lost.get(&entry.version)?;
+        self.holders(view, name.as_str())
+            .next()
+            .is_none()
+            .then(|| Lost {
+                type_name: entry.description().type_name.clone(),
+                made_by: entry.made_by,
+                held_by: held_by.clone(),
+            })
+    }
+
+    /// The names of `view` that can neither be had from anybody nor replayed from source.
+    pub fn missing<'a>(&'a self, view: &'a Namespace) -> impl Iterator<Item = &'a Name> {
+        let replayable = |entry: &Entry| match &entry.content {
+            Content::Definition(chain, _) => view.replayable(chain, &BTreeSet::new()),
+            Content::Value(_) => false,
         };
-        for (name, entry) in &mut Arc::make_mut(&mut self.committed).entries {
-            lose(name, entry);
+        view.entries
+            .iter()
+            .filter(move |(name, entry)| {
+                !replayable(entry) && self.holders(view, name.as_str()).next().is_none()
+            })
+            .map(|(name, _)| name)
+    }
+
+    /// Names that the worker would lose, current versions of them, if a run were made again there that saw the names
+    /// as in `view` and made the versions `made` of these; `other` names stand in its source.
+    pub fn in_the_way<'a>(
+        &'a self,
+        worker: WorkerId,
+        view: &'a Namespace,
+        made: &'a BTreeMap<Name, Version>,
+        other: &'a BTreeSet<Name>,
+    ) -> impl Iterator<Item = &'a Name> {
+        let held = self.held.get(&worker);
+        let held = held.into_iter().flat_map(|held| &held.names);
+        held.filter(move |(name, version)| {
+            let concerned = view.get(name.as_str()).is_some()
+                || made.contains_key(*name)
+                || other.contains(*name);
+            let stays = view.version(name) == Some(**version) && !made.contains_key(*name);
+            concerned && !stays && self.committed.version(name) == Some(**version)
+        })
+        .map(|(name, _)| name)
+    }
+
+    /// Names that a run must not see that is made again on the worker.
+    pub fn to_drop(
+        &self,
+        worker: WorkerId,
+        view: &Namespace,
+        made: &BTreeMap<Name, Version>,
+        other: &BTreeSet<Name>,
+    ) -> BTreeSet<Name> {
+        let held = self.held.get(&worker);
+        let held = held.into_iter().flat_map(|held| &held.names);
+        held.filter(|(name, version)| {
+            let concerned = made.contains_key(*name)
+                || other.contains(*name)
+                || view.get(name.as_str()).is_some();
+            concerned && view.version(name) != Some(**version)
+        })
+        .map(|(name, _)| name.clone())
+        .collect()
+    }
+
+    /// Whether the worker has a current version that no other has.
+    pub fn is_only_holder(&self, worker: WorkerId) -> bool {
+        let held = self.held.get(&worker);
+        let mut held = held.into_iter().flat_map(|held| &held.names);
+        held.any(|(name, version)| {
+            let mut others = self.held.iter().filter(|(other, _)| **other != worker);
+            self.committed.version(name) == Some(*version)
+                && !others.any(|(_, held)| held.names.get(name) == Some(version))
+        })
+    }
+
+    /// A run has been made again on the worker: what it has made there is what the run made the first time, unless
+    /// somebody has that still.
+    pub fn made_again(
+        &mut self,
+        view: &Namespace,
+        worker: WorkerId,
+        plan: &Plan,
+        made: &BTreeMap<Name, Version>,
+        report: (&BTreeSet<Name>, &[Name]),
+    ) {
+        let (bound, deleted) = report;
+        self.arrived(view, worker, plan, &mut Delta::default());
+        let before = self.versions(worker);
+        for name in deleted {
+            self.dropped(worker, &BTreeSet::from([name.clone()]));
         }
-        for delta in open {
-            for (name, entry) in &mut delta.entries {
-                if let Some(entry) = entry {
-                    lose(name, entry);
-                }
+        let in_place = made.iter().filter(|(name, _)| {
+            let had = before.get(*name);
+            had.is_some() && had == view.version(name).as_ref() && !deleted.contains(name)
+        });
+        let in_place = in_place.map(|(name, _)| name);
+        let names: BTreeSet<Name> = bound.iter().chain(in_place).cloned().collect();
+        for name in names {
+            if is_alias_of_result(&name) {
+                continue;
             }
+            let version = made.get(&name).copied();
+            let elsewhere = |version: &Version| {
+                let mut others = self.held.iter().filter(|(other, _)| **other != worker);
+                others.any(|(_, held)| held.names.get(&name) == Some(version))
+            };
+            let version = version.filter(|version| !elsewhere(version));
+            let held = self.held.entry(worker).or_default();
+            held.names.insert(name, version.unwrap_or(SPOILT));
         }
+        // What it has shown is not the notebook's last result.
+        self.held.entry(worker).or_default().shown.clear();
     }
 
     /// The workers that hold the version of `name` that is current in `view`; none if it is unknown or lost.
@@ -485,7 +675,6 @@ impl Ledger {
             Content::Definition(_, description) => {
                 ("defined", &description.type_name, description.size)
             }
-            Content::Lost(lost) => ("made", &lost.type_name, 0),
         };
         let (mut holders, mut stale) = (Vec::new(), Vec::new());
         for (worker, held) in &self.held {
@@ -522,8 +711,7 @@ impl Ledger {
     /// How large the value of a name is, in bytes, as far as its worker could tell.
     pub fn size(&self, view: &Namespace, name: &Name) -> u64 {
         view.get(name.as_str())
-            .and_then(|entry| entry.description())
-            .map_or(0, |description| description.size)
+            .map_or(0, |entry| entry.description().size)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Defined, Description, Kind, Lost};
+use super::{Defined, Description, Kind};
 use crate::analysis::DefinitionKind;
 use crate::name::Name;
 
@@ -17,8 +17,6 @@ pub(super) enum Content {
     Value(Description),
     /// Replayed as source, in order: several only for imports of one package's submodules.
     Definition(Vec<Arc<Defined>>, Description),
-    /// Its only holder died.
-    Lost(Lost),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,30 +28,16 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn description(&self) -> Option<&Description> {
+    pub(super) fn description(&self) -> &Description {
         match &self.content {
-            Content::Value(description) | Content::Definition(_, description) => Some(description),
-            Content::Lost(_) => None,
+            Content::Value(description) | Content::Definition(_, description) => description,
         }
     }
 
     /// Whether it is a class or function, whose state is carried under a name of its own.
     pub(super) fn is_callable(&self) -> bool {
-        self.description().is_some_and(|description| {
-            matches!(description.kind, Kind::Class | Kind::Function)
-                || matches!(self.content, Content::Definition(..))
-        })
-    }
-
-    /// What to say when nobody holds it any more.
-    pub(super) fn as_lost(&self, held_by: &str) -> Lost {
-        Lost {
-            type_name: self
-                .description()
-                .map_or_else(String::new, |description| description.type_name.clone()),
-            made_by: self.made_by,
-            held_by: held_by.to_owned(),
-        }
+        matches!(self.description().kind, Kind::Class | Kind::Function)
+            || matches!(self.content, Content::Definition(..))
     }
 
     /// Whether it can change in place.
@@ -80,6 +64,8 @@ pub struct Namespace {
 pub struct Delta {
     /// Names with a new entry; `None` for those deleted.
     pub(super) entries: BTreeMap<Name, Option<Arc<Entry>>>,
+    /// Names that it did not use and may have changed all the same: only if they are still what they were.
+    shared: BTreeMap<Name, (Version, Arc<Entry>)>,
     pub(super) settings: Vec<Arc<Defined>>,
     pub(super) results: Vec<u32>,
     /// Names that mean something else than before: bound, deleted or perhaps changed in place.
@@ -90,6 +76,30 @@ impl Delta {
     /// Names that mean something else than before: bound, deleted or perhaps changed in place.
     pub fn written(&self) -> &BTreeSet<Name> {
         &self.written
+    }
+
+    /// The versions that the run made.
+    pub fn made(&self) -> BTreeMap<Name, Version> {
+        let version = |name: &Name| {
+            let entry = match self.shared.get(name) {
+                Some((_, entry)) => entry,
+                None => self.entries.get(name)?.as_ref()?,
+            };
+            Some((name.clone(), entry.version))
+        };
+        self.written.iter().filter_map(version).collect()
+    }
+
+    /// Versions of values that can change in place, as the run has made them.
+    pub(super) fn changeable(&self) -> impl Iterator<Item = Version> + '_ {
+        let shared = self.shared.values().map(|(_, entry)| entry);
+        let entries = self.entries.values().flatten().chain(shared);
+        entries.filter_map(|entry| entry.can_change().then_some(entry.version))
+    }
+
+    pub(super) fn share(&mut self, name: &Name, before: Version, entry: Entry) {
+        self.written.insert(name.clone());
+        self.shared.insert(name.clone(), (before, Arc::new(entry)));
     }
 
     pub(super) fn set(&mut self, name: &Name, entry: Entry) {
@@ -120,8 +130,34 @@ impl Namespace {
                 None => self.entries.remove(name),
             };
         }
+        for (name, (before, entry)) in &delta.shared {
+            if self.version(name) == Some(*before) {
+                self.entries.insert(name.clone(), entry.clone());
+            }
+        }
         self.settings.extend(delta.settings.iter().cloned());
         self.results.extend(&delta.results);
+    }
+
+    /// Only these names, with what else a run there could see.
+    pub fn part<'a>(&self, names: impl IntoIterator<Item = &'a Name>) -> Self {
+        let entry = |name: &Name| Some((name.clone(), self.get(name.as_str())?.clone()));
+        let last = self.results.len().saturating_sub(UNDERSCORES);
+        Self {
+            entries: names.into_iter().filter_map(entry).collect(),
+            settings: self.settings.clone(),
+            results: self.results[last..].to_vec(),
+        }
+    }
+
+    /// All names.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        self.entries.keys()
+    }
+
+    /// All versions.
+    pub fn versions(&self) -> impl Iterator<Item = Version> + '_ {
+        self.entries.values().map(|entry| entry.version)
     }
 
     /// The names of values among `names` that can change in place.
@@ -149,13 +185,16 @@ impl Namespace {
     }
 
     /// Whether running the definition's source again would make the same: what it evaluates is
-    /// still as it was, and cannot have changed in place.
-    pub(super) fn replayable(&self, chain: &[Arc<Defined>]) -> bool {
+    /// still as it was, cannot have changed in place, and can be had: all but `without`.
+    pub(super) fn replayable(&self, chain: &[Arc<Defined>], without: &BTreeSet<Name>) -> bool {
         let mut seen = BTreeSet::new();
         let mut open: Vec<&[Arc<Defined>]> = vec![chain];
         while let Some(chain) = open.pop() {
             for defined in chain {
                 for name in &defined.definition.needs_now {
+                    if without.contains(name) {
+                        return false;
+                    }
                     match (defined.needs.get(name), self.get(name.as_str())) {
                         (None, None) => {}
                         (Some(version), Some(entry)) if entry.version == *version => {
@@ -168,7 +207,7 @@ impl Namespace {
                                 // A class that travels may refer to those derived from it.
                                 Content::Value(description)
                                     if !matches!(description.kind, Kind::Value | Kind::Class) => {}
-                                Content::Value(_) | Content::Lost(_) => return false,
+                                Content::Value(_) => return false,
                             }
                         }
                         _ => return false,

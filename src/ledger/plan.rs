@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cellferry_wire::protocol::WorkerId;
 
 use super::namespace::{Content, Entry, Namespace, Version};
-use super::{Defined, Description, Ledger, Lost};
+use super::{Defined, Description, Ledger};
 use crate::analysis::DefinitionKind;
 use crate::name::Name;
 
@@ -60,13 +60,20 @@ pub struct Plan {
     pub everything: bool,
     /// Names that exist but that no worker has at the moment.
     pub absent: BTreeSet<Name>,
-    /// Names that the cell must have and that nobody holds any more.
-    pub lost: Vec<(Name, Lost)>,
     /// Last results, if the cell reads `_`, `__`, `___` or `Out`: names like `_3`, latest first.
     pub results: Vec<Name>,
 }
 
 impl Plan {
+    /// Drops these names and no others.
+    pub fn drop_only(&mut self, names: BTreeSet<Name>) {
+        let steps = &self.steps;
+        let drops = names.into_iter();
+        self.drops = drops
+            .filter(|name| !carried_or_defined(steps, name))
+            .collect();
+    }
+
     /// Whether nothing has to be done in the worker first.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty() && self.drops.is_empty() && self.results.is_empty()
@@ -150,33 +157,26 @@ impl Ledger {
                         plan.absent.insert(name.clone());
                     }
                 }
-                Content::Lost(lost) => {
-                    if needed.must.contains(name) {
-                        plan.lost.push((name.clone(), lost.clone()));
-                    }
-                }
                 Content::Definition(chain, _) => {
-                    if view.replayable(chain) {
+                    if view.replayable(chain, skipped) {
                         continue;
                     }
                     if let Some(holder) = holder(name) {
                         plan.takes.entry(holder).or_default().insert(name.clone());
                     } else {
                         plan.absent.insert(name.clone());
-                        if needed.must.contains(name) {
-                            plan.lost.push((name.clone(), entry.as_lost("a target")));
-                        }
                     }
                 }
             }
         }
-        self.definitions_first(view, worker, &mut plan);
+        self.definitions_first(view, worker, skipped, &mut plan);
         together(view, arrived, &mut plan);
         if plan.takes.is_empty() {
             let mut order = Order {
                 ledger: self,
                 view,
                 worker,
+                skipped,
                 carried,
                 done: BTreeSet::new(),
                 puts: BTreeSet::new(),
@@ -201,7 +201,13 @@ impl Ledger {
 
     /// What replayed definitions evaluate is taken by itself: a pickle with instances of a class in
     /// it needs the class, which may need another name of the same pickle.
-    fn definitions_first(&self, view: &Namespace, worker: WorkerId, plan: &mut Plan) {
+    fn definitions_first(
+        &self,
+        view: &Namespace,
+        worker: WorkerId,
+        skipped: &BTreeSet<Name>,
+        plan: &mut Plan,
+    ) {
         let replayed =
             plan.touched
                 .iter()
@@ -210,7 +216,9 @@ impl Ledger {
                         content: Content::Definition(chain, _),
                         version,
                         ..
-                    }) if !self.holds(worker, name, *version) && view.replayable(chain) => {
+                    }) if !self.holds(worker, name, *version)
+                        && view.replayable(chain, skipped) =>
+                    {
                         Some(chain)
                     }
                     _ => None,
@@ -301,7 +309,6 @@ impl Wanted<'_> {
                 Content::Value(description) => {
                     open.extend(description.needs.iter().cloned());
                 }
-                Content::Lost(_) => {}
             }
         }
     }
@@ -312,6 +319,7 @@ struct Order<'a> {
     ledger: &'a Ledger,
     view: &'a Namespace,
     worker: WorkerId,
+    skipped: &'a BTreeSet<Name>,
     carried: BTreeMap<&'a Name, &'a Put>,
     done: BTreeSet<Name>,
     puts: BTreeSet<u64>,
@@ -340,7 +348,9 @@ impl Order<'_> {
         else {
             return;
         };
-        if self.ledger.holds(self.worker, name, *version) || !self.view.replayable(chain) {
+        if self.ledger.holds(self.worker, name, *version)
+            || !self.view.replayable(chain, self.skipped)
+        {
             return;
         }
         for defined in chain.clone() {

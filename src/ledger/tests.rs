@@ -202,17 +202,12 @@ fn a_dead_worker_loses_values_but_not_definitions() {
         &[("x", Kind::Value), ("f", Kind::Function)],
         &[function("f", &[])],
     );
-    ledger.worker_lost(LAB, "`lab`", std::iter::empty());
+    ledger.worker_lost(LAB, "`lab`");
     let plan = planned(&ledger, HOME, &must(&["x", "f"]), &[]);
-    assert_eq!(plan.lost.len(), 1);
-    assert_eq!(plan.lost[0].1.made_by, 4);
+    assert_eq!(plan.absent, names(&["x"]));
+    let lost = ledger.lost(ledger.committed(), &Name::from("x")).unwrap();
+    assert_eq!((lost.made_by, lost.held_by.as_str()), (4, "`lab`"));
     assert!(matches!(plan.steps.as_slice(), [Step::Define(_)]));
-    // A cell that may do without is not held up.
-    let may = Needed {
-        may: names(&["x"]),
-        ..Needed::default()
-    };
-    assert!(planned(&ledger, HOME, &may, &[]).lost.is_empty());
 }
 
 #[test]

@@ -52,8 +52,10 @@ pub enum Event {
     WorkerGone {
         /// Which.
         worker: WorkerId,
-        /// What to tell the user.
+        /// What to tell the user: what happened, in a sentence without its full stop.
         problem: Problem,
+        /// In which way.
+        how: Gone,
     },
     /// The worker started on the run: an interrupt reaches the user's code from now on.
     Busy(WorkerId, RunId),
@@ -61,6 +63,8 @@ pub enum Event {
     Began(WorkerId, RunId),
     /// What the worker reports after a run.
     Report(WorkerId, RunId, Box<Report>),
+    /// The run asks its user for input.
+    Asks(WorkerId, RunId),
     /// The worker's reply to the run.
     Replied(WorkerId, RunId, Box<Reply>),
     /// The worker is done with the run: nothing more comes.
@@ -77,6 +81,26 @@ pub enum Event {
         /// Whether it is there.
         outcome: Result<(), String>,
     },
+}
+
+/// In which way a worker came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// It was never up: another one would not be either.
+    NotStarted,
+    /// It ended by itself, with an exit code.
+    Ended,
+    /// Something killed it.
+    Killed,
+    /// Its location, or the agent there, is out of reach or dead.
+    LocationLost,
+}
+
+impl Gone {
+    /// Whether the cell that ran there may do better in another worker.
+    pub(super) fn is_worth_another_try(self) -> bool {
+        matches!(self, Self::Killed | Self::LocationLost)
+    }
 }
 
 /// Which worker a request is for.
@@ -229,6 +253,16 @@ pub enum Effect {
     Show(RunId, Arc<Asked>),
     /// Whatever the run has said or will say is dropped.
     Discard(RunId),
+    /// The worker of a run that is shown died under it, and the cell runs again as another run: of what that one says,
+    /// what has been shown already is not shown again.
+    Again {
+        /// The run that died.
+        old: RunId,
+        /// The run that takes its place.
+        new: RunId,
+    },
+    /// End a worker that is of no use any more.
+    Stop(WorkerId),
     /// The worker goes back to what it was before the run.
     Undo(WorkerId, RunId),
     /// The run will not be undone: what was kept for that can go.
@@ -275,6 +309,8 @@ pub struct Orders {
     pub watched: BTreeSet<Name>,
     /// Cells that ran elsewhere since the last one here: for `In` and the history.
     pub inputs: Vec<(u32, Arc<str>)>,
+    /// Whether the cell runs only to make again what it made: nobody can answer it, and it is no part of the history.
+    pub unseen: bool,
 }
 
 impl Orders {

@@ -6,13 +6,15 @@ use cellferry_wire::protocol::WorkerId;
 
 use super::Session;
 use super::event::{Effect, Orders};
-use super::run::{Problem, Run, RunId, Running, State, Undo};
-use crate::ledger::{Lost, Namespace, Plan, Put};
+use super::run::{Run, RunId, Running, State, Undo};
+use crate::ledger::{Namespace, Plan, Put};
 use crate::name::Name;
 
 /// Values up to this size, in bytes, are compared before and after a run whenever others have them, too: it costs
 /// less than carrying them again. Larger ones only if somebody waits for them.
 const SMALL: u64 = 16 << 20;
+/// Values up to this size, in bytes, are compared before and after every step.
+const CHEAP: u64 = 1 << 20;
 
 /// What is worked out before a run is moved on.
 struct Prepared {
@@ -39,21 +41,35 @@ impl Session {
         };
         let (begun, seq) = (run.begun, run.seq);
         run.uses.clone_from(&plan.touched);
-        if !begun && (plan.everything || !plan.lost.is_empty()) {
+        let unseen = run.unseen.is_some();
+        if !begun && plan.everything {
             run.in_turn = true;
             return self.take_back(BTreeSet::from([id]));
         }
-        if let Some((name, lost)) = plan.lost.first() {
-            let problem = lost_value(name, lost);
-            self.refuse(id, problem);
-            return true;
-        }
         if !plan.absent.is_empty() {
-            return begun && self.recover(id, seq, &plan.absent.clone());
+            let absent = plan.absent.clone();
+            if unseen {
+                return self.cannot_see(id, absent);
+            }
+            if begun {
+                return self.recover(id, seq, &absent);
+            }
+            let view = self.view(seq);
+            if !absent
+                .iter()
+                .any(|name| self.ledger.lost(&view, name).is_some())
+            {
+                return false;
+            }
+            // It is made again when it is needed for sure.
+            if let Some(run) = self.runs.get_mut(&id) {
+                run.in_turn = true;
+            }
+            return self.take_back(BTreeSet::from([id]));
         }
         if plan.takes.is_empty() {
             // What others want must be taken first: a worker that runs a cell answers nothing else.
-            return self.serve_others(id) || self.start(id, prepared);
+            return !unseen && self.serve_others(id) || self.start(id, prepared);
         }
         self.take(id, prepared.plan)
     }
@@ -79,7 +95,7 @@ impl Session {
                 continue;
             };
             plan.takes.retain(|holder, _| *holder == worker);
-            if plan.everything || !plan.lost.is_empty() || plan.takes.is_empty() {
+            if plan.everything || !plan.absent.is_empty() || plan.takes.is_empty() {
                 continue;
             }
             if let Some(run) = self.runs.get_mut(&other) {
@@ -102,7 +118,7 @@ impl Session {
             _ => return None,
         };
         let target = &run.cell.target;
-        let view = self.view(run.seq);
+        let view = self.view_of(run);
         let cost = |holder: WorkerId| {
             let elsewhere = self
                 .workers
@@ -117,9 +133,12 @@ impl Session {
             };
             (order, holder)
         };
-        let plan = self
-            .ledger
-            .plan(&view, worker, &run.cell.needed, arrived, &run.skipped, cost);
+        let mut plan =
+            self.ledger
+                .plan(&view, worker, &run.cell.needed, arrived, &run.skipped, cost);
+        if let Some(drops) = self.drops_unseen(worker, run) {
+            plan.drop_only(drops);
+        }
         let changeable = view.changeable(&plan.touched);
         let (mut only_here, mut also_elsewhere) = (BTreeSet::new(), BTreeSet::new());
         let mut watched = BTreeSet::new();
@@ -135,7 +154,12 @@ impl Session {
                     && (self.ledger.size(&view, name) <= SMALL
                         || self.is_wanted(name, run.seq, target))
             };
-            if !run.cell.access.writes.contains(name) && (self.is_used(name, run.seq) || shared()) {
+            // What is known not to have changed need not be made again by this run if it gets lost.
+            let steady = || run.cell.access.is_step && self.ledger.size(&view, name) <= CHEAP;
+            if run.unseen.is_none()
+                && !run.cell.access.writes.contains(name)
+                && (self.is_used(name, run.seq) || shared() || steady())
+            {
                 watched.insert(name.clone());
             }
         }
@@ -222,10 +246,7 @@ impl Session {
         if self.workers.values().any(|worker| worker.dying.is_some()) {
             return false;
         }
-        if let Some(run) = self.runs.get_mut(&id) {
-            run.skipped.extend(absent.iter().cloned());
-        }
-        true
+        self.remake(id, absent)
     }
 
     /// Everything is there: the worker gets the cell.
@@ -267,7 +288,8 @@ impl Session {
         }
         let count = self.count_of(id);
         let at_home = self.is_home(worker);
-        let inputs = if at_home && run.begun {
+        let unseen = run.unseen.is_some();
+        let inputs = if at_home && run.begun && !unseen {
             std::mem::take(&mut self.inputs)
         } else {
             Vec::new()
@@ -305,19 +327,14 @@ impl Session {
             keep,
             watched,
             inputs,
+            unseen,
         };
         run.state = State::Running(Box::new(running));
+        self.tell_remade(id);
         self.effects.push(Effect::Run(worker, id, Box::new(orders)));
+        if unseen {
+            self.effects.push(Effect::Discard(id));
+        }
         true
     }
-}
-
-fn lost_value(name: &Name, lost: &Lost) -> Problem {
-    Problem::new(
-        "LostValue",
-        format!(
-            "`{name}` ({}) is lost: only the worker of {} held it, and that worker died; run cell [{}] again, which made it",
-            lost.type_name, lost.held_by, lost.made_by
-        ),
-    )
 }

@@ -1,12 +1,14 @@
 //! The end of a run: what it changed, its commit in program order, and errors that stop the queue.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::event::{Answer, Effect};
-use super::run::{Finished, GENERATORS, Problem, RunId, State};
+use super::lineage::{Past, Repeat, Unrepeatable};
+use super::run::{Finished, GENERATORS, Problem, Run, RunId, State};
 use super::{Queued, Session, amount};
 use crate::graph::svg;
-use crate::ledger::{Changes, Ran, Step};
+use crate::ledger::{Changes, Plan, Ran, Step, Version};
 use crate::name::Name;
 
 /// What a worker raises if it may not read another's memory.
@@ -20,9 +22,13 @@ impl Session {
         let Some(run) = self.runs.get(&id) else {
             return;
         };
+        if run.unseen.is_some() {
+            self.not_made_again(id, Some(problem.evalue));
+            return;
+        }
         let message = run.request.message.clone();
         let count = run.count.unwrap_or(self.count);
-        let started = matches!(run.state, State::Running(_));
+        let started = run.has_shown || matches!(run.state, State::Running(_));
         if !run.request.silent {
             if !started {
                 self.effects.push(Effect::Input(message.clone(), count));
@@ -46,26 +52,25 @@ impl Session {
         let worker = running.worker;
         let report = running.report.take().unwrap_or_default();
         let reply = running.reply.take();
-        let (seq, begun) = (run.seq, run.begun);
+        let (seq, asks) = (run.seq, running.asks);
         if let Some(failure) = report.failed {
             return self.prelude_failed(id, &failure);
         }
         let plan = std::mem::take(&mut running.plan);
         let watched = std::mem::take(&mut running.watched);
+        if run.unseen.is_some() {
+            self.made_again(id, report, reply, &plan);
+            return true;
+        }
         let took = took(report.seconds, run.carried);
         let number = run.count.unwrap_or(self.count);
         let (source, definitions) = (run.cell.source.clone(), run.cell.definitions.clone());
+        let ahead = run.undo.is_some();
         self.has_copied(id);
-        let alone = begun
-            && self.given().all(|(other, _)| other == id)
-            && self.workers.values().all(|worker| worker.dying.is_none())
-            && self
-                .parcels
-                .values()
-                .all(|parcel| parcel.users.contains(&id));
         let view = self.view(seq);
         let changed = report.changed;
         let failed = reply.as_ref().is_none_or(|reply| reply.failed);
+        let bound: BTreeSet<Name> = report.bound.keys().cloned().collect();
         let delta = self.ledger.finished(
             &view,
             Ran {
@@ -80,7 +85,7 @@ impl Session {
                 seen: report.seen,
                 compared: &watched | &report.kept,
                 changed: changed.clone(),
-                alone,
+                followed: (!ahead).then(|| self.travelling()),
                 failed,
                 definitions: &definitions,
             },
@@ -99,6 +104,28 @@ impl Session {
         let Some(run) = self.runs.get_mut(&id) else {
             return false;
         };
+        let made = delta.made();
+        let repeat = match unrepeatable(run, &plan, failed, asks) {
+            Some(why) => Err(why),
+            None => {
+                let used = |name: &&Name| {
+                    let drawn = !GENERATORS.contains(&name.as_str()) || made.contains_key(*name);
+                    drawn && !run.skipped.contains(*name)
+                };
+                let in_place = made.keys().filter(|name| !bound.contains(*name));
+                let names = plan.touched.iter().filter(used).chain(in_place);
+                Ok(Arc::new(Repeat {
+                    request: run.request.clone(),
+                    cell: run.cell.clone(),
+                    view: Arc::new(view.part(names)),
+                }))
+            }
+        };
+        let past = Past {
+            number,
+            made,
+            repeat,
+        };
         run.uses.extend(changed);
         // The state of a generator is carried for all cells; who has not drawn from it has not used it.
         let drawn =
@@ -111,6 +138,7 @@ impl Session {
             reply,
             took,
             note: (!unseen.is_empty()).then(|| changed_unseen(&unseen)),
+            past,
         }));
         if !misled.is_empty() {
             self.take_back(misled);
@@ -123,6 +151,12 @@ impl Session {
         let Some(run) = self.runs.get_mut(&id) else {
             return false;
         };
+        if run.unseen.is_some() {
+            let again = failure.ename == NO_DIRECT_COPY && !self.indirect;
+            self.indirect |= again;
+            self.not_made_again(id, (!again).then(|| failure.message.clone()));
+            return true;
+        }
         if failure.ename == NO_DIRECT_COPY && !self.indirect {
             // Its values are taken again, another way.
             self.indirect = true;
@@ -160,6 +194,7 @@ impl Session {
         let took = std::mem::take(&mut finished.took);
         let note = finished.note.take();
         let delta = std::mem::take(&mut finished.delta);
+        let (seq, past) = (run.seq, finished.past.clone());
         let message = run.request.message.clone();
         let number = run.count.unwrap_or(self.count);
         let stored = run.request.store_history && run.count.is_some();
@@ -193,19 +228,39 @@ impl Session {
             self.past.state(place, state, Some(took));
         }
         self.ledger.commit(worker, &delta);
+        self.lineage.add(seq, past);
+        if self.lineage.is_large() {
+            let current: Vec<Version> = self.needed_versions().collect();
+            self.lineage.forget(current.into_iter());
+        }
         if stored && !self.is_home(worker) {
             self.inputs.push((number, source));
         }
         self.close(id, failed);
     }
 
+    /// What somebody may read, or would need if it had to be made again.
+    fn needed_versions(&self) -> impl Iterator<Item = Version> + '_ {
+        let finished = self.runs.values().filter_map(|run| match &run.state {
+            State::Finished(finished) => Some(&finished.past),
+            _ => None,
+        });
+        let of_past = finished.flat_map(|past| {
+            let used = past.repeat.iter().flat_map(|repeat| repeat.view.versions());
+            past.made.values().copied().chain(used)
+        });
+        self.ledger.committed().versions().chain(of_past)
+    }
+
     /// Takes a run out of the session; after an error the queue is aborted, as any kernel does.
     fn close(&mut self, id: RunId, failed: bool) {
+        self.abandon(id);
         self.leave_parcels(id);
         let Some(run) = self.runs.remove(&id) else {
             return;
         };
         self.leave_worker(&run, id);
+        self.dismiss();
         if let Some(place) = run.place {
             self.past.state(place, svg::State::Refused, None);
         }
@@ -245,6 +300,21 @@ impl Session {
         }
         self.queue
             .retain(|queued| matches!(queued, Queued::PassOn(..)));
+    }
+}
+
+/// Why what the run made cannot be made again by running it again.
+fn unrepeatable(run: &Run, plan: &Plan, failed: bool, asks: bool) -> Option<Unrepeatable> {
+    if !run.cell.access.is_step {
+        Some(Unrepeatable::Plain)
+    } else if failed {
+        Some(Unrepeatable::Failed)
+    } else if plan.everything || run.cell.access.dynamic || run.cell.needed.everything {
+        Some(Unrepeatable::Everything)
+    } else if asks {
+        Some(Unrepeatable::Asked)
+    } else {
+        None
     }
 }
 

@@ -15,15 +15,17 @@
 mod event;
 mod fetch;
 mod finish;
+mod lineage;
 mod parcels;
 mod past;
+mod remake;
 mod requests;
 mod run;
 mod schedule;
 mod undo;
 
 pub use event::{
-    Answer, Asked, Effect, Event, Orders, PassTo, PreludeFailure, Reply, Report, Taken,
+    Answer, Asked, Effect, Event, Gone, Orders, PassTo, PreludeFailure, Reply, Report, Taken,
 };
 pub use run::{Cell, GENERATORS, Problem, Request, RunId};
 
@@ -32,6 +34,7 @@ use std::sync::Arc;
 
 use cellferry_wire::protocol::WorkerId;
 
+use self::lineage::Lineage;
 use self::parcels::Parcel;
 use self::past::Past;
 use self::run::{Run, State};
@@ -60,6 +63,8 @@ struct Worker {
     dying: Option<Dying>,
     /// Runs that have yet to copy values straight from its memory: nothing may run here before.
     lent: BTreeSet<RunId>,
+    /// Whether it was started beyond what the target may have, only to make something again.
+    spare: bool,
 }
 
 /// What waits for what was asked for before it.
@@ -79,6 +84,9 @@ pub struct Session {
     runs: BTreeMap<RunId, Run>,
     workers: BTreeMap<WorkerId, Worker>,
     parcels: BTreeMap<u64, Parcel>,
+    lineage: Lineage,
+    /// The runs that make something again.
+    unseen: BTreeSet<RunId>,
     next_worker: u32,
     next_run: u64,
     next_seq: u64,
@@ -117,12 +125,17 @@ impl Session {
             Event::PassOn { request, to } => self.pass_on(request, &to),
             Event::Interrupt => self.interrupt(),
             Event::WorkerReady(worker) => self.worker_ready(worker),
-            Event::WorkerGone { worker, problem } => self.worker_gone(worker, &problem),
+            Event::WorkerGone {
+                worker,
+                problem,
+                how,
+            } => self.worker_gone(worker, &problem, how),
             Event::Busy(worker, run) => self.busy(worker, run),
             Event::Began(worker, run) => self.began(worker, run),
             Event::Report(worker, run, report) => {
                 self.at(worker, run, |running| running.report = Some(*report))
             }
+            Event::Asks(worker, run) => self.at(worker, run, |running| running.asks = true),
             Event::Replied(worker, run, reply) => {
                 self.at(worker, run, |running| running.reply = Some(*reply))
             }
@@ -168,6 +181,9 @@ impl Session {
         let early = if run.begun { "" } else { " ahead of its turn" };
         match &run.state {
             State::Starting { .. } => "waiting for its worker to start".to_owned(),
+            State::Fetching { .. } if run.remade.is_under_way() => {
+                "waiting for what was lost to be made again".to_owned()
+            }
             State::Fetching { .. } => format!("fetching what it reads{early}"),
             State::Running(_) => format!("running{early}"),
             State::Finished(_) => "done, waiting for its turn".to_owned(),
@@ -248,6 +264,12 @@ impl Session {
         self.runs.get(&run).map(|run| &run.request.message)
     }
 
+    /// Whether the run's cell runs again if its worker dies.
+    pub fn may_run_again(&self, run: RunId) -> bool {
+        let again = |run: &Run| run.cell.access.is_step && run.died < run.cell.retry;
+        self.runs.get(&run).is_some_and(again)
+    }
+
     fn enqueue(&mut self, request: Request, cell: Cell, asked: bool) {
         let id = self.new_id();
         self.next_seq += 1;
@@ -310,6 +332,14 @@ impl Session {
         })
     }
 
+    /// The names as a run sees them.
+    fn view_of(&self, run: &Run) -> Arc<Namespace> {
+        match &run.unseen {
+            Some(unseen) => unseen.view.clone(),
+            None => self.view(run.seq),
+        }
+    }
+
     /// The names as they are at a place of program order, as far as what comes before is done.
     fn view(&self, seq: u64) -> Arc<Namespace> {
         let earlier = self
@@ -326,7 +356,7 @@ impl Session {
     /// Moves on whatever can.
     fn advance(&mut self) {
         let mut moves = 0;
-        while self.front() || self.ahead() {
+        while self.front() || self.unseen() || self.ahead() {
             moves += 1;
             debug_assert!(moves < 20_000, "the session moves on for ever");
         }
@@ -382,7 +412,11 @@ impl Session {
         if let Some(place) = run.place {
             self.past.state(place, svg::State::Running, None);
         }
-        if let Some(problem) = run.cell.problem.take() {
+        let message = run.request.message.clone();
+        let notes = std::mem::take(&mut run.notes).into_iter();
+        self.effects
+            .extend(notes.map(|note| Effect::Note(message.clone(), note)));
+        if let Some(problem) = run.problem.take() {
             self.refuse(id, problem);
         }
     }
@@ -404,7 +438,10 @@ impl Session {
                 }
                 ready
             }
-            Some(State::Fetching { pending, .. }) => pending.is_empty() && self.fetch(id),
+            Some(State::Fetching { pending, .. }) => {
+                let is_making = |run: &Run| run.remade.is_under_way();
+                pending.is_empty() && !self.runs.get(&id).is_some_and(is_making) && self.fetch(id)
+            }
             Some(State::Running(running)) => running.done() && self.finish(id),
         }
     }
@@ -469,11 +506,15 @@ impl Session {
             return;
         };
         match &mut run.state {
-            State::Running(running) if running.busy => {
-                self.effects.push(Effect::Interrupt(running.worker))
+            State::Running(running) => {
+                running.interrupted = true;
+                if running.busy {
+                    self.effects.push(Effect::Interrupt(running.worker));
+                } else {
+                    // The worker would not notice yet: it is told as soon as it has begun.
+                    running.interrupt = true;
+                }
             }
-            // The worker would not notice yet: it is told as soon as it has begun.
-            State::Running(running) => running.interrupt = true,
             State::Fetching { .. } => {
                 let takes_alone = |transfer: &u64| {
                     let parcel = self.parcels.get(transfer)?;
@@ -491,55 +532,66 @@ impl Session {
         }
     }
 
-    fn worker_gone(&mut self, id: WorkerId, problem: &Problem) {
+    fn worker_gone(&mut self, id: WorkerId, problem: &Problem, how: Gone) {
         let name = self.place_name(id);
         let Some(worker) = self.workers.remove(&id) else {
             return;
         };
-        let open = self
-            .runs
-            .values_mut()
-            .filter_map(|run| match &mut run.state {
-                State::Finished(finished) => Some(&mut finished.delta),
-                _ => None,
-            });
-        self.ledger.worker_lost(id, &name, open);
+        self.ledger.worker_lost(id, &name);
         for request in worker.waiting.into_iter().chain(worker.open.into_values()) {
             self.unanswered(request, &problem.evalue);
         }
-        for parcel in self.parcels.values_mut() {
-            parcel.unreachable(id);
-        }
-        let takes = |parcel: &Parcel| parcel.holder == id && !parcel.is_taken();
-        let cut: Vec<u64> = self
-            .parcels
-            .iter()
-            .filter(|(_, parcel)| takes(parcel))
-            .map(|(transfer, _)| *transfer)
-            .collect();
-        let concerned: Vec<RunId> = self
-            .in_order()
-            .filter(|run| {
-                self.runs.get(run).is_some_and(|run| {
-                    let there = run.state.worker() == Some(id) && !run.state.is_finished();
-                    there || cut.iter().any(|transfer| run.transfers.contains(transfer))
-                })
-            })
-            .collect();
+        self.cut(id);
+        self.died_again(id, problem, !how.is_worth_another_try());
+        let there = |run: &RunId| {
+            let state = self.runs.get(run).map(|run| &run.state);
+            state.is_some_and(|state| state.worker() == Some(id) && !state.is_finished())
+        };
+        let concerned: Vec<RunId> = self.in_order().filter(there).collect();
         for run in concerned {
-            let begun = match self.runs.get_mut(&run) {
-                None => continue,
-                Some(run) => {
-                    // It will be seen under its own cell, in its turn.
-                    run.in_turn = true;
-                    run.begun
-                }
-            };
-            if begun {
-                self.refuse(run, problem.clone());
-            } else {
-                self.take_back(BTreeSet::from([run]));
+            self.lost_its_worker(run, problem, how);
+        }
+    }
+
+    /// The worker of a run died before it was done.
+    fn lost_its_worker(&mut self, id: RunId, problem: &Problem, how: Gone) {
+        let Some(run) = self.runs.get_mut(&id) else {
+            return;
+        };
+        let (ran, interrupted) = match &run.state {
+            State::Running(running) => (true, running.interrupted),
+            _ => (false, false),
+        };
+        run.died += 1;
+        let goes_on = run.cell.access.is_step && how.is_worth_another_try() && !interrupted;
+        let problem = match run.died {
+            times if times > 1 && goes_on => Problem {
+                evalue: format!("the cell was tried {times} times: {}", problem.evalue),
+                ..problem.clone()
+            },
+            _ => problem.clone(),
+        };
+        let goes_on = goes_on && run.died <= run.cell.retry;
+        let note = format!("Cellferry: this cell runs again: {}\n", problem.evalue);
+        if !run.begun {
+            // It will be seen under its own cell, in its turn.
+            run.in_turn = true;
+            if ran && goes_on {
+                run.notes.push(note);
+            } else if ran && run.cell.access.is_step {
+                run.problem = Some(problem);
             }
+            self.take_back(BTreeSet::from([id]));
+        } else if goes_on {
+            let message = run.request.message.clone();
+            run.has_shown |= ran;
+            let new = self.renew(id);
+            if ran {
+                self.effects.push(Effect::Again { old: id, new });
+                self.effects.push(Effect::Note(message, note));
+            }
+        } else {
+            self.refuse(id, problem);
         }
     }
 

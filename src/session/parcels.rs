@@ -50,21 +50,16 @@ impl Parcel {
     pub(super) fn is_taken(&self) -> bool {
         self.taken.is_some()
     }
-
-    /// Nothing can be brought to this worker.
-    pub(super) fn unreachable(&mut self, worker: WorkerId) {
-        self.carried.remove(&worker);
-    }
 }
 
 impl Session {
     /// Asks the holders for what is missing, as far as they can answer now.
     pub(super) fn take(&mut self, id: RunId, plan: Plan) -> bool {
         let mut changed = false;
-        let Some(seq) = self.runs.get(&id).map(|run| run.seq) else {
+        let Some(run) = self.runs.get(&id) else {
             return false;
         };
-        let view = self.view(seq);
+        let view = self.view_of(run);
         for (holder, names) in plan.takes {
             let same = |parcel: &Parcel| {
                 !parcel.direct
@@ -138,14 +133,14 @@ impl Session {
         let Some(run) = self.runs.get(&id) else {
             return;
         };
-        let view = self.view(run.seq);
+        let view = self.view_of(run);
         let mut stale = self.ledger.stale(&view, holder);
         let quiet = self
             .workers
             .get(&holder)
             .is_some_and(|worker| worker.runs.is_empty());
         let mut ignored = BTreeSet::new();
-        if !(quiet && run.begun) {
+        if !(quiet && run.begun && run.unseen.is_none()) {
             // Cells at another place of program order may need them.
             std::mem::swap(&mut stale, &mut ignored);
         }
@@ -287,6 +282,52 @@ impl Session {
         }
     }
 
+    /// The versions that are on their way somewhere.
+    pub(super) fn travelling(&self) -> BTreeSet<Version> {
+        let of_parcel = |parcel: &Parcel| -> Vec<Version> {
+            match &parcel.taken {
+                Some(taken) => taken.put.versions.values().copied().collect(),
+                None => {
+                    let names = parcel.names.iter();
+                    names
+                        .filter_map(|name| parcel.versions.get(name).copied())
+                        .collect()
+                }
+            }
+        };
+        self.parcels.values().flat_map(of_parcel).collect()
+    }
+
+    /// A run does without what was taken, and plans anew.
+    fn leave_parcel(&mut self, id: RunId, transfer: u64) {
+        self.forget_transfer(id, transfer);
+        if let Some(parcel) = self.parcels.get_mut(&transfer) {
+            parcel.users.remove(&id);
+            if parcel.users.is_empty() {
+                self.parcels.remove(&transfer);
+                self.effects.push(Effect::Release(vec![transfer]));
+            }
+        }
+    }
+
+    /// A worker is gone: what was to come from it does not, and whoever wanted it plans anew.
+    pub(super) fn cut(&mut self, worker: WorkerId) {
+        let mut cut = Vec::new();
+        for (transfer, parcel) in &mut self.parcels {
+            parcel.carried.remove(&worker);
+            if parcel.holder == worker && parcel.taken.is_none() {
+                cut.push((*transfer, parcel.users.clone()));
+            }
+        }
+        for (transfer, users) in cut {
+            self.parcels.remove(&transfer);
+            for user in users {
+                self.forget_transfer(user, transfer);
+            }
+            self.effects.push(Effect::Release(vec![transfer]));
+        }
+    }
+
     fn forget_transfer(&mut self, id: RunId, transfer: u64) {
         self.has_copied(id);
         if let Some(run) = self.runs.get_mut(&id) {
@@ -302,7 +343,7 @@ impl Session {
         let Some(run) = self.runs.get(&id) else {
             return;
         };
-        let view = self.view(run.seq);
+        let view = self.view_of(run);
         let Some(run) = self.runs.get_mut(&id) else {
             return;
         };
@@ -373,6 +414,13 @@ impl Session {
             }
             Err(message) => {
                 parcel.carried.remove(&to);
+                if !self.workers.contains_key(&parcel.holder) {
+                    // It was lost with its holder.
+                    for user in users {
+                        self.leave_parcel(user, transfer);
+                    }
+                    return;
+                }
                 let (holder, asked) = (parcel.holder, parcel.names.clone());
                 let holder = self.place_name(holder);
                 for user in users {

@@ -23,7 +23,7 @@ impl Session {
         let found = self
             .workers
             .iter()
-            .find(|(_, worker)| &*worker.target == HOME)
+            .find(|(_, worker)| &*worker.target == HOME && !worker.spare)
             .map(|(id, _)| *id);
         found.unwrap_or_else(|| self.start_worker(Arc::from(HOME), None))
     }

@@ -7,7 +7,9 @@ use cellferry_wire::protocol::WorkerId;
 
 use super::TargetName;
 use super::event::{Asked, PreludeFailure, Reply, Report};
+use super::lineage::Past;
 use super::past::Place;
+use super::remake::{Remade, Unseen};
 use crate::analysis::{Definition, DefinitionKind};
 use crate::graph::Access;
 use crate::ledger::{Delta, Held, Needed, Plan, Put};
@@ -42,6 +44,8 @@ pub struct Cell {
     pub target: TargetName,
     /// How many workers the target may have.
     pub workers: u32,
+    /// How many more times it runs if its worker dies under it.
+    pub retry: u32,
     /// What it reads.
     pub needed: Needed,
     /// What it defines.
@@ -145,7 +149,7 @@ impl Problem {
     }
 }
 
-fn list(names: &BTreeSet<Name>) -> String {
+pub(super) fn list(names: &BTreeSet<Name>) -> String {
     names
         .iter()
         .map(|name| format!("`{name}`"))
@@ -201,6 +205,10 @@ pub(super) struct Running {
     pub(super) busy: bool,
     /// An interrupt came before the worker had begun.
     pub(super) interrupt: bool,
+    /// The user has interrupted it.
+    pub(super) interrupted: bool,
+    /// It has asked for input.
+    pub(super) asks: bool,
     pub(super) report: Option<Report>,
     pub(super) reply: Option<Reply>,
     pub(super) idle: bool,
@@ -215,6 +223,8 @@ impl Running {
             uncertain: BTreeSet::new(),
             busy: false,
             interrupt: false,
+            interrupted: false,
+            asks: false,
             report: None,
             reply: None,
             idle: false,
@@ -243,6 +253,8 @@ pub(super) struct Finished {
     pub(super) took: String,
     /// What the user should know of it.
     pub(super) note: Option<String>,
+    /// What it takes to make again what it made.
+    pub(super) past: Past,
 }
 
 /// What is needed to take back a run that has been started before its turn.
@@ -257,7 +269,9 @@ pub(super) struct Undo {
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) request: Request,
-    pub(super) cell: Cell,
+    pub(super) cell: Arc<Cell>,
+    /// Why it must not run.
+    pub(super) problem: Option<Problem>,
     /// Its place in program order; runs that are taken back keep it.
     pub(super) seq: u64,
     /// Whether a client has asked for it, or is only expected to.
@@ -282,12 +296,22 @@ pub(super) struct Run {
     pub(super) place: Option<Place>,
     /// How much was carried for it, in bytes.
     pub(super) carried: u64,
+    /// How often a worker has died under it.
+    pub(super) died: u32,
+    /// Whether a run of its cell has been shown that died.
+    pub(super) has_shown: bool,
+    /// What is to be noted under its cell when its turn comes.
+    pub(super) notes: Vec<String>,
+    /// What was made again for it.
+    pub(super) remade: Remade,
+    /// Set if it runs only to make something again.
+    pub(super) unseen: Option<Unseen>,
 }
 
 impl Run {
     pub(super) fn new(
         request: Request,
-        cell: Cell,
+        mut cell: Cell,
         seq: u64,
         asked: bool,
         place: Option<Place>,
@@ -301,16 +325,18 @@ impl Run {
         };
         let mut reads = cell.access.reads.iter();
         let reads_history = reads.any(|name| is_input(name.as_str()));
+        let problem = cell.problem.take();
         Self {
             // Settings of a worker cannot be taken back; the history is complete only then.
             in_turn: reads_history
                 || !cell.access.is_step
                 || may_reach_any
                 || request.silent
-                || cell.problem.is_some()
+                || problem.is_some()
                 || cell.definitions.iter().any(sets),
             request,
-            cell,
+            cell: Arc::new(cell),
+            problem,
             seq,
             asked,
             begun: false,
@@ -323,6 +349,11 @@ impl Run {
             transfers: BTreeSet::new(),
             place,
             carried: 0,
+            died: 0,
+            has_shown: false,
+            notes: Vec::new(),
+            remade: Remade::default(),
+            unseen: None,
         }
     }
 
@@ -339,6 +370,7 @@ impl Run {
         self.skipped.clear();
         self.left_behind.clear();
         self.carried = 0;
+        self.remade = Remade::default();
     }
 
     /// Whether it counts: cells that are not stored do not use a number up, as in IPython.

@@ -68,7 +68,7 @@ impl Session {
 
     /// How many more runs the target of this one could take now.
     fn free_places(&self, run: &Run) -> usize {
-        let of_target = |worker: &&Worker| worker.target == run.cell.target;
+        let of_target = |worker: &&Worker| worker.target == run.cell.target && !worker.spare;
         let busy = self.workers.values().filter(of_target);
         let busy = busy.filter(|worker| !self.is_free(worker, run.seq)).count();
         (run.cell.workers.max(1) as usize).saturating_sub(busy)
@@ -100,7 +100,7 @@ impl Session {
         let of_target: Vec<(WorkerId, &Worker)> = self
             .workers
             .iter()
-            .filter(|(_, worker)| worker.target == target)
+            .filter(|(_, worker)| worker.target == target && !worker.spare)
             .map(|(id, worker)| (*id, worker))
             .take(if run.cell.access.is_step {
                 usize::MAX
@@ -220,6 +220,7 @@ impl Session {
             runs: Vec::new(),
             dying: None,
             lent: BTreeSet::new(),
+            spare: false,
         };
         self.workers.insert(id, worker);
         self.effects.push(Effect::StartWorker {

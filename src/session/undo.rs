@@ -142,23 +142,27 @@ impl Session {
     }
 
     /// The run waits again, under another id: what its worker still says of it concerns nobody.
-    fn renew(&mut self, id: RunId) {
+    pub(super) fn renew(&mut self, id: RunId) -> RunId {
+        self.abandon(id);
         self.leave_parcels(id);
-        let Some(mut run) = self.runs.remove(&id) else {
-            return;
-        };
-        run.put_back();
         let new = self.new_id();
+        let Some(mut run) = self.runs.remove(&id) else {
+            return new;
+        };
+        self.leave_worker(&run, id);
+        run.put_back();
         self.runs.insert(new, run);
         for queued in &mut self.queue {
             if matches!(queued, Queued::Run(other) if *other == id) {
                 *queued = Queued::Run(new);
             }
         }
+        new
     }
 
     /// Nothing of the run's cell has happened: it is tried again. `untouched`: nor of what comes before the cell.
     pub(super) fn put_back(&mut self, id: RunId, untouched: bool) {
+        self.abandon(id);
         self.leave_parcels(id);
         let Some(mut run) = self.runs.remove(&id) else {
             return;

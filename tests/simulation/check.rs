@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use cellferry::name::Name;
-use cellferry::session::{Answer, Problem};
+use cellferry::session::{Answer, Gone, Problem};
 
 use crate::fault::{Invariant, Violation};
 use crate::memory::{Exception, Memory, Mode, Said};
@@ -58,9 +58,11 @@ pub struct Judge<'a> {
     /// Names whose value may have died with a worker.
     perhaps_lost: BTreeSet<Name>,
     /// What was said of workers that died.
-    deaths: Vec<Problem>,
+    deaths: Vec<(Problem, Gone)>,
     /// Why values did not arrive.
     cuts: Vec<String>,
+    /// Whether a cell has failed.
+    has_failed: bool,
 }
 
 impl<'a> Judge<'a> {
@@ -76,6 +78,7 @@ impl<'a> Judge<'a> {
             perhaps_lost: BTreeSet::new(),
             deaths: Vec::new(),
             cuts: Vec::new(),
+            has_failed: false,
         }
     }
 
@@ -98,9 +101,21 @@ impl<'a> Judge<'a> {
         }
     }
 
-    pub fn died(&mut self, problem: Problem) {
+    pub fn died(&mut self, problem: Problem, how: Gone) {
         self.perhaps_lost.extend(self.model.names().cloned());
-        self.deaths.push(problem);
+        self.deaths.push((problem, how));
+    }
+
+    /// What the open cell shows.
+    pub fn shown(&self) -> &[Said] {
+        self.open.as_ref().map_or(&[], |open| &open.shown)
+    }
+
+    /// All but the first of what the open cell shows is cleared.
+    pub fn shows_only(&mut self, first: usize) {
+        if let Some(open) = &mut self.open {
+            open.shown.truncate(first);
+        }
     }
 
     pub fn cut(&mut self, reason: &str) {
@@ -210,6 +225,7 @@ impl<'a> Judge<'a> {
                 true
             }
         };
+        self.has_failed |= failed;
         if failed && cell_asked.stop_on_error && !cell_asked.silent {
             self.to_abort.extend(&self.asked[self.done..]);
         }
@@ -296,7 +312,19 @@ impl<'a> Judge<'a> {
     }
 
     fn is_out_of_reach(&self, name: &Name) -> bool {
-        self.perhaps_lost.contains(name) || self.model.is_locked(name)
+        self.perhaps_lost.contains(name) && !self.can_be_made_again() || self.model.is_locked(name)
+    }
+
+    /// Whether whatever is lost must be made again: all cells so far were steps that went well and show which
+    /// names they use, and nothing but one worker was ever lost.
+    fn can_be_made_again(&self) -> bool {
+        let asked = self.asked[..self.done].iter();
+        self.deaths.len() <= 1
+            && self.cuts.is_empty()
+            && !self.has_failed
+            && asked.map(|cell| &self.program.cells[*cell]).all(|cell| {
+                cell.is_step && !cell.silent && !cell.statements.iter().any(Statement::is_dynamic)
+            })
     }
 
     /// The session ended the cell with an error of its own.
@@ -327,7 +355,7 @@ impl<'a> Judge<'a> {
             "KeyboardInterrupt" => open.interrupted,
             "LostValue" | "UncarriableValue" => out_of_reach(),
             "TransferFailed" => self.cuts.iter().any(|cut| problem.evalue.ends_with(cut)),
-            _ => self.deaths.contains(problem),
+            _ => self.died_of(cell, problem, open.interrupted),
         };
         if !justified {
             return Err(wrong(format!("fails for no reason: {problem:?}")));
@@ -345,21 +373,46 @@ impl<'a> Judge<'a> {
             Some(Said::Error(ename, evalue)) => self.misses(ename, evalue),
             _ => None,
         };
-        let mut said: Vec<Said> = count.map(Said::Input).into_iter().collect();
-        let mode = Mode {
-            count,
-            absent: absent.as_ref(),
-            without_last: self.misses_last(&shown),
-        };
-        let mut model = self.model.clone();
-        for statement in &cell.statements {
-            if let Err(exception) = model.execute(statement, mode, &mut said) {
-                said.push(exception.into());
-                break;
+        let with = |absent: Option<&Name>| {
+            let mut said: Vec<Said> = count.map(Said::Input).into_iter().collect();
+            let mode = Mode {
+                count,
+                absent,
+                without_last: self.misses_last(&shown),
+            };
+            let mut model = self.model.clone();
+            for statement in &cell.statements {
+                if let Err(exception) = model.execute(statement, mode, &mut said) {
+                    said.push(exception.into());
+                    break;
+                }
             }
-        }
-        said.truncate(shown.len());
-        compare(cell.id, &said, &shown)
+            said.truncate(shown.len());
+            compare(cell.id, &said, &shown)
+        };
+        // The name may have been deleted by the cell itself.
+        with(None).or_else(|_| with(absent.as_ref()))
+    }
+
+    /// Whether a worker's death is a reason for the cell to fail.
+    fn died_of(&self, cell: &Cell, problem: &Problem, interrupted: bool) -> bool {
+        let tries = cell.retry as usize + 1;
+        let (times, words) = match problem.evalue.strip_prefix("the cell was tried ") {
+            Some(rest) => match rest.split_once(" times: ") {
+                Some((times, words)) => (times.parse().unwrap_or(0), words),
+                None => return false,
+            },
+            None => (1, problem.evalue.as_str()),
+        };
+        let Some((_, how)) = self.deaths.iter().find(|(death, _)| death.evalue == words) else {
+            return false;
+        };
+        let tried_enough = times == tries && self.deaths.len() >= tries;
+        !cell.is_step
+            || cell.silent
+            || interrupted
+            || matches!(how, Gone::NotStarted | Gone::Ended)
+            || tried_enough
     }
 
     fn id(&self, cell: usize) -> u64 {

@@ -59,6 +59,8 @@ pub enum Fault {
     LosesHeld,
     /// What was held back is shown and goes on being held.
     ShowsTwice,
+    /// What a run had shown that died is shown again by the one after it.
+    ShowsAgain,
     /// What was discarded is shown all the same.
     ShowsDiscarded,
     /// Now and then the session does not hear that a worker is done.

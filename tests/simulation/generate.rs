@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use cellferry::name::Name;
+use cellferry::session::Gone;
 
 use crate::program::{Cell, Death, Expression, Program, Statement, Target};
 use crate::random::Random;
@@ -103,13 +104,27 @@ pub fn program(seed: u64) -> Program {
     let interrupts: Vec<u64> = (0..some(25, 3)).map(|_| some(100, horizon)).collect();
     let edits: Vec<u64> = (0..some(20, 3)).map(|_| some(100, horizon)).collect();
     let mortal = random.chance(25);
-    let deaths = (0..if mortal { 1 + random.below(3) } else { 0 })
+    let kinds = [Gone::Killed, Gone::Killed, Gone::LocationLost, Gone::Ended];
+    let deaths: Vec<Death> = (0..if mortal { 1 + random.below(3) } else { 0 })
         .map(|_| Death {
             time: random.below(horizon),
             target: random.below(targets.len() as u64) as usize,
             all: random.chance(30),
+            how: *random.pick(&kinds),
         })
         .collect();
+    // Several targets may stand on one machine.
+    let deaths = if random.chance(20) {
+        let time = deaths.first().map(|death| death.time);
+        let at_once = |death: Death| Death {
+            time: time.unwrap_or(death.time),
+            all: true,
+            ..death
+        };
+        deaths.into_iter().map(at_once).collect()
+    } else {
+        deaths
+    };
     let mut maker = Maker {
         random,
         taste,
@@ -185,6 +200,11 @@ impl Maker {
                 0
             },
             is_step,
+            retry: if self.random.chance(80) {
+                1
+            } else {
+                self.random.below(3) as u32
+            },
             after,
             silent,
             store_history: !self.random.chance(self.taste.unstored),

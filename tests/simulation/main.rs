@@ -47,6 +47,10 @@ fn many_machines_are_as_one_kernel() {
     for seed in 0..notebooks {
         let program = generate::program(seed);
         let played = play(&program, None, false);
+        if let (Some(violation), Some(_)) = (&played.violation, setting("ALL")) {
+            println!("SEED {seed}: {violation}");
+            continue;
+        }
         assert!(played.violation.is_none(), "{}", report(&program, None));
         events += played.events;
         statistics.add(&played.statistics);
@@ -93,6 +97,11 @@ fn a_lost_output_is_found() {
 #[test]
 fn a_doubled_output_is_found() {
     is_found(Fault::ShowsTwice, &[Invariant::NothingDoubled]);
+}
+
+#[test]
+fn an_output_of_a_run_that_died_is_found() {
+    is_found(Fault::ShowsAgain, &[Invariant::NothingDoubled]);
 }
 
 #[test]

@@ -8,6 +8,7 @@
 use std::fmt::{self, Write};
 
 use cellferry::name::Name;
+use cellferry::session::Gone;
 
 /// Everything that decides how one simulated notebook goes.
 #[derive(Clone, Debug)]
@@ -50,6 +51,7 @@ pub struct Death {
     pub target: usize,
     /// All workers of the target die, not just one.
     pub all: bool,
+    pub how: Gone,
 }
 
 #[derive(Clone, Debug)]
@@ -61,6 +63,8 @@ pub struct Cell {
     pub target: usize,
     /// Whether it has workflow metadata.
     pub is_step: bool,
+    /// How many more times it runs if its worker dies.
+    pub retry: u32,
     /// Ids of earlier cells that it must follow.
     pub after: Vec<u64>,
     pub silent: bool,
@@ -192,6 +196,15 @@ impl Statement {
         }
     }
 
+    /// Whether it may use any name.
+    pub fn is_dynamic(&self) -> bool {
+        match self {
+            Self::Exec(_) | Self::Last => true,
+            Self::If(_, statement) => statement.is_dynamic(),
+            _ => false,
+        }
+    }
+
     /// The names that the code of a function mentions.
     pub fn mentions(&self) -> Vec<&Name> {
         match self {
@@ -269,6 +282,9 @@ impl fmt::Display for Program {
             if cell.is_step {
                 words.push(format!("step on {}", self.targets[cell.target].name));
             }
+            if cell.retry != 1 {
+                words.push(format!("retry {}", cell.retry));
+            }
             if !cell.after.is_empty() {
                 words.push(format!("after {:?}", cell.after));
             }
@@ -301,7 +317,11 @@ impl fmt::Display for Program {
         for death in &self.deaths {
             let who = if death.all { "all workers" } else { "a worker" };
             let target = self.targets[death.target].name;
-            writeln!(formatter, "at {}: {who} of {target} die", death.time)?;
+            writeln!(
+                formatter,
+                "at {}: {who} of {target} die: {:?}",
+                death.time, death.how
+            )?;
         }
         Ok(())
     }

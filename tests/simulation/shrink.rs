@@ -130,6 +130,9 @@ fn candidates(program: &Program) -> Vec<Program> {
                 program.cells[place].target = 0;
             });
         }
+        if cell.retry != 1 {
+            changed(&|program| program.cells[place].retry = 1);
+        }
         if cell.pause > 0 {
             changed(&|program| program.cells[place].pause = 0);
         }

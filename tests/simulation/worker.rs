@@ -60,7 +60,6 @@ pub enum Contents {
     Copy(Parcel),
     /// It stands in the holder's memory, where it is read when it is put.
     Memory {
-        holder: WorkerId,
         names: BTreeSet<Name>,
         ignored: BTreeSet<Name>,
         /// What the holder had done by then.
@@ -120,7 +119,6 @@ struct Watched {
 
 #[derive(Debug)]
 pub struct Worker {
-    pub id: WorkerId,
     /// By its place in the program's targets.
     pub target: usize,
     pub memory: Memory,
@@ -136,9 +134,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn new(id: WorkerId, target: usize) -> Self {
+    pub fn new(target: usize) -> Self {
         Self {
-            id,
             target,
             memory: Memory::default(),
             inbox: VecDeque::new(),
@@ -540,7 +537,6 @@ impl Worker {
         };
         let contents = if take.reader.is_some() && parcel.size() > INLINE {
             Contents::Memory {
-                holder: self.id,
                 names,
                 ignored: take.ignored,
                 era: self.era,

@@ -13,8 +13,8 @@ use cellferry::graph::{Access, Accesses};
 use cellferry::ledger::Step;
 use cellferry::name::Name;
 use cellferry::session::{
-    Answer, Asked, Cell, Effect, Event, Orders, PreludeFailure, Problem, Reply, Request, RunId,
-    Session, Taken,
+    Answer, Asked, Cell, Effect, Event, Gone, Orders, PreludeFailure, Problem, Reply, Request,
+    RunId, Session, Taken,
 };
 use cellferry_kernel::message::{Header, Message};
 use cellferry_wire::protocol::{Channel, WorkerId};
@@ -49,6 +49,12 @@ pub struct Statistics {
     pub transfers: u64,
     pub interrupts: u64,
     pub deaths: u64,
+    /// Cells that ran again because their worker died.
+    pub again: u64,
+    /// Runs that made something again.
+    pub remade: u64,
+    /// Cells that failed because a value was lost for good.
+    pub lost: u64,
     pub aborted: u64,
 }
 
@@ -60,6 +66,9 @@ impl Statistics {
         self.transfers += other.transfers;
         self.interrupts += other.interrupts;
         self.deaths += other.deaths;
+        self.again += other.again;
+        self.remade += other.remade;
+        self.lost += other.lost;
         self.aborted += other.aborted;
     }
 }
@@ -129,6 +138,8 @@ impl Link {
 struct Place {
     worker: Worker,
     alive: bool,
+    /// How it died, and whether the session knows.
+    gone: Option<(Gone, bool)>,
     /// Nothing that it has said is heard any more.
     cut: bool,
     inwards: Link,
@@ -144,6 +155,8 @@ struct Running {
     /// What it has said, while its turn has not come.
     held: Option<Vec<Said>>,
     discarded: bool,
+    /// It only makes something again.
+    unseen: bool,
     /// It read memory that was not what it had been any more.
     misread: bool,
     executed: usize,
@@ -161,10 +174,12 @@ struct World<'a> {
     places: BTreeMap<WorkerId, Place>,
     runs: BTreeMap<RunId, Running>,
     /// Values that have been taken and not released.
-    values: BTreeMap<u64, Contents>,
+    values: BTreeMap<u64, (WorkerId, Contents)>,
     released: BTreeSet<u64>,
     /// Which of them have been brought to whom.
     brought: BTreeSet<(u64, WorkerId)>,
+    /// The cell that runs again, and how much of what it shows that run has said, too.
+    again: Option<(usize, usize)>,
     definitions: BTreeMap<String, (Name, Vec<Statement>)>,
     client: Client,
     judge: Judge<'a>,
@@ -204,6 +219,7 @@ impl<'a> World<'a> {
             values: BTreeMap::new(),
             released: BTreeSet::new(),
             brought: BTreeSet::new(),
+            again: None,
             definitions: definitions(program),
             client: Client::default(),
             judge: Judge::new(program),
@@ -305,8 +321,17 @@ impl<'a> World<'a> {
             Happening::Carried(transfer, to) => self.brought(transfer, to),
             Happening::Gone(worker) => {
                 let problem = death_of(worker);
-                self.judge.died(problem.clone());
-                self.tell(Event::WorkerGone { worker, problem })
+                let Some(place) = self.places.get_mut(&worker) else {
+                    return Ok(());
+                };
+                let (how, _) = place.gone.unwrap_or((Gone::NotStarted, false));
+                place.gone = Some((how, true));
+                self.judge.died(problem.clone(), how);
+                self.tell(Event::WorkerGone {
+                    worker,
+                    problem,
+                    how,
+                })
             }
         }
     }
@@ -453,6 +478,7 @@ impl<'a> World<'a> {
         let analysed = Cell {
             target: Arc::from(target.name),
             workers: target.workers,
+            retry: cell.retry,
             needed: needed(&analysis, workflow.as_ref()),
             definitions: analysis.definitions,
             access,
@@ -470,7 +496,7 @@ impl<'a> World<'a> {
     fn start(&mut self, id: WorkerId, target: &str) {
         let targets = &self.program.targets;
         let target = targets.iter().position(|other| other.name == target);
-        let worker = Worker::new(id, target.unwrap_or_default());
+        let worker = Worker::new(target.unwrap_or_default());
         let mut fate = self.fate.of(("start", id.0));
         let starts = !fate.chance(self.program.bad_starts);
         let time = self.now + fate.below(50);
@@ -479,6 +505,7 @@ impl<'a> World<'a> {
             Place {
                 worker,
                 alive: starts,
+                gone: (!starts).then_some((Gone::NotStarted, false)),
                 cut: false,
                 inwards: Link {
                     last: time,
@@ -524,6 +551,7 @@ impl<'a> World<'a> {
             let mut time = self.now + fate.below(30);
             if let Some(place) = self.places.get_mut(&id) {
                 place.alive = false;
+                place.gone = Some((death.how, false));
                 place.cut = cut;
                 if !cut {
                     // What it has said is heard before its end.
@@ -616,13 +644,15 @@ impl<'a> World<'a> {
             let value = self.values.get(&put.transfer);
             let parcel = match value.filter(|_| self.brought.contains(&(put.transfer, id))) {
                 None => continue,
-                Some(Contents::Copy(parcel)) => Ok(parcel.clone()),
-                Some(Contents::Memory {
+                Some((_, Contents::Copy(parcel))) => Ok(parcel.clone()),
+                Some((
                     holder,
-                    names,
-                    ignored,
-                    era,
-                }) => match self.places.get(holder).filter(|place| place.alive) {
+                    Contents::Memory {
+                        names,
+                        ignored,
+                        era,
+                    },
+                )) => match self.places.get(holder).filter(|place| place.alive) {
                     Some(place) if self.program.direct => {
                         let parcel = place.worker.memory.pack(names, ignored);
                         if place.worker.era == *era {
@@ -673,7 +703,7 @@ impl<'a> World<'a> {
             }
             Says::Taken(transfer, taken, contents) => {
                 if let Some(contents) = contents.filter(|_| !self.released.contains(&transfer)) {
-                    self.values.insert(transfer, contents);
+                    self.values.insert(transfer, (worker, contents));
                 }
                 self.tell(Event::Taken(transfer, taken))
             }
@@ -683,7 +713,16 @@ impl<'a> World<'a> {
     /// A value has come to a worker's machine, or got lost on its way.
     fn brought(&mut self, transfer: u64, to: WorkerId) -> Result<(), Violation> {
         let mut fate = self.fate.of(("way", transfer, to.0));
-        let outcome = if fate.chance(self.program.bad_carries) {
+        let from = self.values.get(&transfer).map(|(from, _)| *from);
+        let lost = from.and_then(|from| self.places.get(&from)?.gone);
+        let outcome = if let Some((Gone::LocationLost, known)) = lost {
+            if !known {
+                // That its location is lost is known before anything else that comes of it.
+                self.plan(self.now + 1, Happening::Carried(transfer, to));
+                return Ok(());
+            }
+            Err("its location is lost".to_owned())
+        } else if fate.chance(self.program.bad_carries) {
             let reason = format!("transfer {transfer} is cut");
             self.judge.cut(&reason);
             Err(reason)
@@ -723,9 +762,26 @@ impl<'a> World<'a> {
                 };
                 let cell = self.asked_for(&asked)?;
                 self.note(|| format!("    cell at {cell} shows {said:?}"));
-                self.judge.shows(cell, said)
+                self.say(cell, said)
             }
         }
+    }
+
+    /// Shows what a run has said, unless the cell shows it from the run before that died.
+    fn say(&mut self, cell: usize, said: Said) -> Result<(), Violation> {
+        if let Some((_, done)) = self.again.filter(|(again, _)| *again == cell) {
+            let shown = self.judge.shown();
+            if shown.get(done) == Some(&said) && self.fault != Some(Fault::ShowsAgain) {
+                self.again = Some((cell, done + 1));
+                return Ok(());
+            }
+            // It goes on where the one before stopped, or says something else.
+            if self.fault != Some(Fault::ShowsAgain) {
+                self.judge.shows_only(done);
+            }
+            self.again = None;
+        }
+        self.judge.shows(cell, said)
     }
 
     /// Gives the session an event and does what it says.
@@ -780,6 +836,10 @@ impl<'a> World<'a> {
             }
             Effect::Answer(asked, answer) => {
                 let cell = self.asked_for(&asked)?;
+                self.again = None;
+                if let Answer::Failed(problem, _) = &answer {
+                    self.statistics.lost += u64::from(problem.ename == "LostValue");
+                }
                 self.statistics.aborted += u64::from(answer == Answer::Aborted);
                 self.judge.ends(cell, End::Answered(answer))?;
             }
@@ -832,6 +892,19 @@ impl<'a> World<'a> {
                     }
                 }
             }
+            Effect::Again { old, new } => {
+                self.statistics.again += 1;
+                self.runs.remove(&old);
+                if let Some(asked) = self.session.request(new).cloned() {
+                    self.again = Some((self.asked_for(&asked)?, 0));
+                }
+            }
+            Effect::Stop(worker) => {
+                if let Some(place) = self.places.get_mut(&worker) {
+                    place.alive = false;
+                    place.cut = true;
+                }
+            }
             Effect::Undo(worker, run) => self.send(worker, Task::Undo(run)),
             Effect::Settle(worker, run) => self.send(worker, Task::Settle(run)),
             Effect::Interrupt(worker) => {
@@ -861,6 +934,7 @@ impl<'a> World<'a> {
 
     fn runs(&mut self, worker: WorkerId, run: RunId, orders: Box<Orders>) -> Result<(), Violation> {
         let cell = crate::worker::cell_of(&orders);
+        self.statistics.remade += u64::from(orders.unseen);
         self.statistics.ahead += u64::from(orders.keep.is_some());
         // A run whose prelude failed may be started again.
         let before = self.runs.remove(&run);
@@ -882,6 +956,7 @@ impl<'a> World<'a> {
             worker,
             held: orders.keep.is_some().then(Vec::new).or(held),
             discarded: false,
+            unseen: orders.unseen,
             misread: false,
             executed: 0,
             exception: None,
@@ -904,7 +979,7 @@ impl<'a> World<'a> {
         for said in held {
             if fault != Some(Fault::LosesHeld) {
                 self.note(|| format!("    cell at {cell} shows {said:?}, held back before"));
-                self.judge.shows(cell, said)?;
+                self.say(cell, said)?;
             }
         }
         Ok(())
@@ -949,6 +1024,9 @@ impl<'a> World<'a> {
                 .get(&running.worker)
                 .is_some_and(|place| place.alive),
         };
+        if let Some((_, done)) = self.again.take() {
+            self.judge.shows_only(done);
+        }
         self.judge.ends(cell, End::Replied(outcome))
     }
 
@@ -981,7 +1059,10 @@ impl<'a> World<'a> {
             ));
         }
         for (id, place) in self.places.iter().filter(|(_, place)| place.alive) {
-            let discarded = |run: &&RunId| self.runs.get(run).is_some_and(|run| run.discarded);
+            let discarded = |run: &&RunId| {
+                let run = self.runs.get(run);
+                run.is_some_and(|run| run.discarded && !run.unseen)
+            };
             if let Some(run) = place.worker.standing.iter().find(discarded) {
                 return Err(Violation::new(
                     Invariant::NoTrace,
