@@ -115,6 +115,8 @@ pub struct Ledger {
     held: BTreeMap<WorkerId, Held>,
     kin: BTreeMap<Version, Kin>,
     company: Company,
+    /// Versions of which it is known what they share objects with.
+    followed: BTreeSet<Version>,
     /// Versions whose only holder died, and what messages call it.
     lost: BTreeMap<Version, String>,
     /// Versions handed out when old ones were forgotten last.
@@ -155,8 +157,8 @@ pub struct Changes<'a> {
     pub compared: BTreeSet<Name>,
     /// Those of them that are not the same any more, or that something else now refers to.
     pub changed: BTreeSet<Name>,
-    /// Versions of which it is known what they share, because they are being carried; all, if none is given.
-    pub followed: Option<BTreeSet<Version>>,
+    /// Whether the worker could restore what the run changed: then it has told all that shares objects with it.
+    pub restorable: bool,
     /// Whether the cell failed: how far it came is not known.
     pub failed: bool,
     /// The cell's own definitions.
@@ -213,6 +215,7 @@ impl Ledger {
         let held = self.held.values().flat_map(|held| held.names.values());
         let known: BTreeSet<Version> = current.chain(held.copied()).collect();
         self.kin.retain(|version, _| known.contains(version));
+        self.followed.retain(|version| known.contains(version));
         self.company.retain(|version| known.contains(version));
         self.lost.retain(|version, _| known.contains(version));
     }
@@ -420,21 +423,15 @@ impl Ledger {
         delta: &Delta,
     ) -> Vec<(Name, Arc<Entry>)> {
         let company = self.company.of(renewed.keys().copied());
-        let (Some(held), Some(followed)) = (self.held.get(&worker), &changes.followed) else {
+        let Some(held) = self.held.get(&worker).filter(|_| !changes.restorable) else {
             return Vec::new();
-        };
-        let others = |name: &Name, version: Version| {
-            self.held
-                .iter()
-                .any(|(other, held)| *other != worker && held.names.get(name) == Some(&version))
         };
         let unused = held.names.iter().filter(|(name, version)| {
             !plan.touched.contains(*name)
                 && !changes.bound.contains_key(*name)
                 && !delta.entries.contains_key(*name)
                 && company.contains(version)
-                && !followed.contains(version)
-                && !others(name, **version)
+                && !self.followed.contains(version)
         });
         unused
             .filter_map(|(name, version)| {
@@ -458,6 +455,11 @@ impl Ledger {
         let changeable = |entry: &Arc<Entry>| entry.can_change().then_some(entry.version);
         together.extend(used.filter_map(changeable));
         self.company.meet(&together);
+    }
+
+    /// Whatever shares objects with these versions has been carried with them: it is [`Ledger::related`] to them.
+    pub fn followed(&mut self, versions: impl Iterator<Item = Version>) {
+        self.followed.extend(versions);
     }
 
     /// Notes that these names, in these versions, share objects.

@@ -85,7 +85,7 @@ impl Session {
                 seen: report.seen,
                 compared: &watched | &report.kept,
                 changed: changed.clone(),
-                followed: (!ahead).then(|| self.travelling()),
+                restorable: ahead,
                 failed,
                 definitions: &definitions,
             },

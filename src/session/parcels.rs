@@ -26,6 +26,8 @@ pub(super) struct Parcel {
     direct: bool,
     /// What the holder drops before it answers.
     stale: BTreeSet<Name>,
+    /// What it leaves out, although it may share objects with the rest.
+    ignored: BTreeSet<Name>,
     /// Runs for which it came too late: the names have other versions there.
     unfit: BTreeSet<RunId>,
 }
@@ -67,6 +69,10 @@ impl Session {
                     && names.iter().all(|name| {
                         parcel.names.contains(name)
                             && parcel.versions.get(name).copied() == view.version(name)
+                    })
+                    && !parcel.ignored.iter().any(|name| {
+                        let version = parcel.versions.get(name);
+                        version.is_some() && version == view.version(name).as_ref()
                     })
                     && !parcel.unfit.contains(&id)
                     && parcel
@@ -164,6 +170,7 @@ impl Session {
                 users: BTreeSet::from([id]),
                 direct: reader.is_some(),
                 stale: stale.clone(),
+                ignored: ignored.clone(),
                 unfit: BTreeSet::new(),
             },
         );
@@ -235,6 +242,9 @@ impl Session {
                     self.ledger
                         .related(group.into_iter().filter_map(version).collect());
                 }
+                if parcel.ignored.is_empty() {
+                    self.ledger.followed(versions.values().copied());
+                }
                 let put = Put {
                     names,
                     versions,
@@ -258,11 +268,22 @@ impl Session {
                 }
             }
             Taken::Uncarriable(failed) => {
+                let versions = std::mem::take(&mut parcel.versions);
                 self.parcels.remove(&transfer);
                 self.effects.push(Effect::Release(vec![transfer]));
                 let holder = self.place_name(holder);
                 for user in users {
-                    self.left_behind(user, transfer, &holder, &asked, &failed);
+                    let Some(run) = self.runs.get(&user) else {
+                        continue;
+                    };
+                    let view = self.view_of(run);
+                    let meant = |name: &Name| view.version(name).as_ref() == versions.get(name);
+                    if failed.keys().all(meant) {
+                        self.left_behind(user, transfer, &holder, &asked, &failed);
+                    } else {
+                        // By now it wants another version.
+                        self.forget_transfer(user, transfer);
+                    }
                 }
             }
             Taken::Failed(message) => {
@@ -280,22 +301,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    /// The versions that are on their way somewhere.
-    pub(super) fn travelling(&self) -> BTreeSet<Version> {
-        let of_parcel = |parcel: &Parcel| -> Vec<Version> {
-            match &parcel.taken {
-                Some(taken) => taken.put.versions.values().copied().collect(),
-                None => {
-                    let names = parcel.names.iter();
-                    names
-                        .filter_map(|name| parcel.versions.get(name).copied())
-                        .collect()
-                }
-            }
-        };
-        self.parcels.values().flat_map(of_parcel).collect()
     }
 
     /// A run does without what was taken, and plans anew.

@@ -202,8 +202,14 @@ impl Memory {
 
     /// The objects that a name reaches; none if a lock is among them, since those cannot be followed by pickling.
     fn reach(&self, name: &Name) -> BTreeSet<usize> {
+        self.names
+            .get(name)
+            .map_or_else(BTreeSet::new, |value| self.reach_of(value))
+    }
+
+    fn reach_of(&self, value: &Value) -> BTreeSet<usize> {
         let mut found = BTreeSet::new();
-        let mut open: Vec<&Value> = self.names.get(name).into_iter().collect();
+        let mut open: Vec<&Value> = vec![value];
         while let Some(value) = open.pop() {
             let Value::Object(at) = value else { continue };
             match &self.objects[*at] {
@@ -259,6 +265,11 @@ impl Memory {
                 return family;
             }
         }
+    }
+
+    /// Whether the name shares an object with a value that may have no name any more.
+    pub fn shares_with(&self, name: &Name, value: &Value) -> bool {
+        !self.reach(name).is_disjoint(&self.reach_of(value))
     }
 
     pub fn shares(&self, one: &Name, other: &Name) -> bool {

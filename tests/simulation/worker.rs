@@ -429,7 +429,7 @@ impl Worker {
             .filter(|name| !bound.contains(name))
             .filter_map(|name| Some((name.clone(), self.memory.describe(name)?)))
             .collect();
-        let mut changed = self.changed(&running.watched, &bound, touched);
+        let mut changed = self.changed(&running.watched, &bound, touched, &running.before);
         if fault == Some(Fault::ReportsNoChanges) {
             changed.clear();
         }
@@ -462,14 +462,26 @@ impl Worker {
     }
 
     /// Those of the watched names that are not what they were, or that now share an object with another name
-    /// that the cell bound or could change.
-    fn changed(&self, watched: &[Watched], bound: &[Name], touched: &[Name]) -> BTreeSet<Name> {
+    /// that the cell bound or could change, or with what such a name stood for before.
+    fn changed(
+        &self,
+        watched: &[Watched],
+        bound: &[Name],
+        touched: &[Name],
+        before: &Snapshot,
+    ) -> BTreeSet<Name> {
         let now = self.memory.snapshot();
         let watched_names = watched.iter().flat_map(|group| &group.names);
         let others: BTreeSet<&Name> = watched_names
             .chain(bound)
             .chain(touched)
             .filter(|name| self.memory.has(name))
+            .collect();
+        let was = touched
+            .iter()
+            .filter(|name| before.get(name) != now.get(name));
+        let was: Vec<(&Name, &Value)> = was
+            .filter_map(|name| Some((name, before.get(name)?)))
             .collect();
         let mut changed = BTreeSet::new();
         for group in watched {
@@ -490,7 +502,10 @@ impl Worker {
                     !group.names.contains(*other)
                         && (self.memory.is_locked(other) || self.memory.shares(name, other))
                 };
-                if others.iter().any(joins) {
+                let joined = |(other, value): &(&Name, &Value)| {
+                    !group.names.contains(*other) && self.memory.shares_with(name, value)
+                };
+                if others.iter().any(joins) || was.iter().any(joined) {
                     changed.insert(name.clone());
                 }
             }

@@ -48,9 +48,10 @@ def watch(names):
             for group in [*together, *([name] for name in sorted(alone))]]
 
 
-def changed(watched, others):
+def changed(watched, others, replaced=()):
     """Those of the watched names that are not what they were, or that now share an object with one of the others
-    outside of their group, through which they could be changed later."""
+    outside of their group, through which they could be changed later, or with what a name stood for that has been
+    `replaced` since: others may still refer to that."""
     found = set()
     for group, identities, before in watched:
         if not all(exists(name) for name in group) or before is None or digest(group) != before:
@@ -62,12 +63,14 @@ def changed(watched, others):
     groups = {name: group for group, _, _ in watched for name in group}
     held = {name: reach([name]) for name in groups if name not in found and may_share(value_of(name))}
     others = [name for name in {*others, *groups} if exists(name) and may_share(value_of(name))]
-    for other in others if held and len(others) > 1 else ():
-        reached = reach([other])
+    reached = [(other, reach([other])) for other in others] if held and len(others) > 1 else []
+    if held:
+        reached += [(other, reach_of({other: value}, [other])) for other, value in replaced]
+    for other, reached_there in reached:
         for name, objects in held.items():
             if other in groups[name]:
                 continue
-            if reached is None or objects is None or not reached.keys().isdisjoint(objects.keys()):
+            if reached_there is None or objects is None or not reached_there.keys().isdisjoint(objects.keys()):
                 found.add(name)
     return found
 

@@ -424,9 +424,13 @@ def identities(pickler):
 
 def reach(names):
     """The objects that the names reach, by identity; `None` if they cannot be carried."""
+    return reach_of({name: value_of(name) for name in names}, names)
+
+
+def reach_of(values, names):
     pickler = Pickler(Discard(), by_value=names, buffer_callback=lambda buffer: None)
     try:
-        pickler.dump({name: value_of(name) for name in names})
+        pickler.dump(values)
     except Exception:
         return None
     return identities(pickler)
@@ -821,7 +825,11 @@ def execute(stream, ident, parent):
         known.pop(name, None)
         if name in namespace:
             unbound[name] = namespace.pop(name)
-    running.append((parent, failed, order.get("touched"), before, watched, unbound, order.get("seeds"), time.perf_counter()))
+    # What they stand for, in case that the cell binds them again.
+    touched = order.get("touched")
+    values = [(name, namespace[name]) for name in touched or () if name in namespace and may_share(namespace[name])]
+    values = values if watched or before else []
+    running.append((parent, failed, touched, before, watched, unbound, values, order.get("seeds"), time.perf_counter()))
     return None if failed else execute_request(stream, ident, parent)
 
 
@@ -832,7 +840,7 @@ def report():
             before.patient.end()
     after_request()
     while running:
-        parent, failed, touched, before, watched, unbound, seeds, started = running.pop()
+        parent, failed, touched, before, watched, unbound, values, seeds, started = running.pop()
         seconds = time.perf_counter() - started
         if before:
             before.hold_history()
@@ -847,9 +855,10 @@ def report():
         kept = before.kept if before and not failed else []
         compared = [*watched, *(before.watched if kept else ())]
         others = {*bound, *(touched or ())} if compared else ()
+        replaced = [(name, value) for name, value in values if namespace.get(name) is not value]
         content = {
             "bound": bound, "deleted": gone, "seen": seen, "failed": failed, "seconds": seconds,
-            "kept": kept, "changed": sorted(changed(compared, others)),
+            "kept": kept, "changed": sorted(changed(compared, others, replaced)),
         }
         kernel.session.send(kernel.iopub_socket, "cellferry_report", content, parent=parent, ident=b"cellferry")
 
