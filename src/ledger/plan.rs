@@ -60,6 +60,8 @@ pub struct Plan {
     pub everything: bool,
     /// Names that exist but that no worker has at the moment.
     pub absent: BTreeSet<Name>,
+    /// Names that may share objects and that no worker has together at the moment.
+    pub apart: BTreeSet<Name>,
     /// Last results, if the cell reads `_`, `__`, `___` or `Out`: names like `_3`, latest first.
     pub results: Vec<Name>,
 }
@@ -135,9 +137,19 @@ impl Ledger {
             .iter()
             .flat_map(|put| put.names.keys().map(move |name| (name, put)))
             .collect();
+        // Of several holders rather one that has what may share objects with it, too.
         let holder = |name: &Name| {
-            self.holders(view, name.as_str())
-                .min_by_key(|holder| cost(*holder))
+            let kin = self.kin_of(view, name);
+            let has_all = |holder: WorkerId| {
+                let mut kin = kin.iter().filter(|kin| !skipped.contains(**kin));
+                kin.all(|kin| {
+                    let version = view.version(kin);
+                    version.is_some_and(|version| self.holds(holder, kin, version))
+                })
+            };
+            let holders = self.holders(view, name.as_str());
+            let best = holders.min_by_key(|holder| (!has_all(*holder), cost(*holder)));
+            best.map(|holder| (holder, has_all(holder)))
         };
         for name in &plan.touched {
             let Some(entry) = view.get(name.as_str()) else {
@@ -151,8 +163,12 @@ impl Ledger {
             }
             match &entry.content {
                 Content::Value(_) => {
-                    if let Some(holder) = holder(name) {
+                    if let Some((holder, has_all)) = holder(name) {
                         plan.takes.entry(holder).or_default().insert(name.clone());
+                        if !has_all {
+                            plan.apart
+                                .extend(self.kin_of(view, name).into_iter().cloned());
+                        }
                     } else {
                         plan.absent.insert(name.clone());
                     }
@@ -161,7 +177,7 @@ impl Ledger {
                     if view.replayable(chain, skipped) {
                         continue;
                     }
-                    if let Some(holder) = holder(name) {
+                    if let Some((holder, _)) = holder(name) {
                         plan.takes.entry(holder).or_default().insert(name.clone());
                     } else {
                         plan.absent.insert(name.clone());
@@ -197,6 +213,24 @@ impl Ledger {
         plan.drops
             .retain(|name| !carried_or_defined(&plan.steps, name));
         plan
+    }
+
+    /// The name and all that may share objects with it, as it is in `view`.
+    fn kin_of<'a>(&'a self, view: &'a Namespace, name: &'a Name) -> BTreeSet<&'a Name> {
+        let mut found = BTreeSet::new();
+        let mut open = vec![name];
+        while let Some(name) = open.pop() {
+            if found.insert(name)
+                && let Some(version) = view.version(name)
+                && let Some(kin) = self.kin.get(&version)
+            {
+                let same = kin
+                    .iter()
+                    .filter(|(name, version)| view.version(name).as_ref() == Some(*version));
+                open.extend(same.map(|(name, _)| name));
+            }
+        }
+        found
     }
 
     /// What replayed definitions evaluate is taken by itself: a pickle with instances of a class in

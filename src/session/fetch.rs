@@ -32,6 +32,15 @@ struct Prepared {
 impl Session {
     /// Plans what the run needs, and either takes what is missing or starts it; whether anything changed.
     pub(super) fn fetch(&mut self, id: RunId) -> bool {
+        let unfit = self.runs.get(&id).map(|run| self.unfit(run));
+        if let Some(Run {
+            state: State::Fetching { arrived, .. },
+            ..
+        }) = self.runs.get_mut(&id)
+        {
+            let unfit = unfit.unwrap_or_default();
+            arrived.retain(|put| !unfit.contains(&put.transfer));
+        }
         let Some(prepared) = self.prepare(id) else {
             return false;
         };
@@ -66,6 +75,12 @@ impl Session {
                 run.in_turn = true;
             }
             return self.take_back(BTreeSet::from([id]));
+        }
+        if !plan.apart.is_empty() && !unseen {
+            let later = self.replaced_by(seq, &plan.apart);
+            if !later.is_empty() {
+                return begun && self.take_back_for_good(later);
+            }
         }
         if plan.takes.is_empty() {
             // What others want must be taken first: a worker that runs a cell answers nothing else.
@@ -224,29 +239,37 @@ impl Session {
 
     /// Nobody has these names: whoever has replaced them ahead of its turn is taken back.
     fn recover(&mut self, id: RunId, seq: u64, absent: &BTreeSet<Name>) -> bool {
-        let view = self.view(seq);
-        let replaced = |run: &Run| {
-            let undo = run.undo.as_ref();
-            undo.is_some_and(|undo| absent.iter().any(|name| undo.before.has(&view, name)))
-        };
-        let later: BTreeSet<RunId> = self
-            .given()
-            .filter(|(_, run)| run.seq > seq && replaced(run))
-            .map(|(id, _)| id)
-            .collect();
-        for id in &later {
-            if let Some(run) = self.runs.get_mut(id) {
-                // Not the same once more.
-                run.in_turn = true;
-            }
-        }
-        if self.take_back(later) {
+        let later = self.replaced_by(seq, absent);
+        if self.take_back_for_good(later) {
             return true;
         }
         if self.workers.values().any(|worker| worker.dying.is_some()) {
             return false;
         }
         self.remake(id, absent)
+    }
+
+    /// The runs after this place of program order that may have replaced one of the names where they run.
+    fn replaced_by(&self, seq: u64, names: &BTreeSet<Name>) -> BTreeSet<RunId> {
+        let view = self.view(seq);
+        let replaced = |run: &Run| {
+            let undo = run.undo.as_ref();
+            undo.is_some_and(|undo| names.iter().any(|name| undo.before.has(&view, name)))
+        };
+        self.given()
+            .filter(|(_, run)| run.seq > seq && replaced(run))
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// These wait for their turn, so that the same does not happen once more.
+    fn take_back_for_good(&mut self, runs: BTreeSet<RunId>) -> bool {
+        for id in &runs {
+            if let Some(run) = self.runs.get_mut(id) {
+                run.in_turn = true;
+            }
+        }
+        self.take_back(runs)
     }
 
     /// Everything is there: the worker gets the cell.

@@ -67,6 +67,9 @@ struct Worker {
     spare: bool,
 }
 
+/// How often a run gets another worker because its worker died before it came to its cell.
+const STUMBLES: u32 = 3;
+
 /// What waits for what was asked for before it.
 #[derive(Debug)]
 enum Queued {
@@ -562,16 +565,26 @@ impl Session {
             State::Running(running) => (true, running.interrupted),
             _ => (false, false),
         };
-        run.died += 1;
+        let count = if ran {
+            &mut run.died
+        } else {
+            &mut run.stumbled
+        };
+        *count += 1;
         let goes_on = run.cell.access.is_step && how.is_worth_another_try() && !interrupted;
         let problem = match run.died {
-            times if times > 1 && goes_on => Problem {
+            times if times > 1 && ran && goes_on => Problem {
                 evalue: format!("the cell was tried {times} times: {}", problem.evalue),
                 ..problem.clone()
             },
             _ => problem.clone(),
         };
-        let goes_on = goes_on && run.died <= run.cell.retry;
+        let goes_on = goes_on
+            && if ran {
+                run.died <= run.cell.retry
+            } else {
+                run.stumbled <= STUMBLES
+            };
         let note = format!("Cellferry: this cell runs again: {}\n", problem.evalue);
         if !run.begun {
             // It will be seen under its own cell, in its turn.

@@ -6,7 +6,7 @@ use cellferry_wire::protocol::WorkerId;
 
 use super::Session;
 use super::event::{Effect, Taken};
-use super::run::{Problem, RunId, State};
+use super::run::{Problem, Run, RunId, State};
 use crate::ledger::{Namespace, Plan, Put, Version};
 use crate::name::Name;
 
@@ -35,10 +35,20 @@ pub(super) struct Parcel {
 #[derive(Debug)]
 struct Content {
     put: Put,
+    /// What it refers to by name, as the holder had it.
+    refers: BTreeMap<Name, Version>,
     /// Names that the holder does not have after all.
     missing: BTreeSet<Name>,
     /// What it adds to the amount carried, in bytes; counted once.
     size: u64,
+}
+
+impl Content {
+    /// Whether all that came, and what it refers to, is as it is in `view`.
+    fn fits(&self, view: &Namespace) -> bool {
+        let mut all = self.put.versions.iter().chain(&self.refers);
+        all.all(|(name, version)| view.version(name).as_ref() == Some(version))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,10 +85,7 @@ impl Session {
                         version.is_some() && version == view.version(name).as_ref()
                     })
                     && !parcel.unfit.contains(&id)
-                    && parcel
-                        .taken
-                        .as_ref()
-                        .is_none_or(|taken| fits(&view, &taken.put))
+                    && parcel.taken.as_ref().is_none_or(|taken| taken.fits(&view))
             };
             let under_way = self
                 .parcels
@@ -234,13 +241,18 @@ impl Session {
                     .keys()
                     .filter_map(|name| Some((name.clone(), *parcel.versions.get(name)?)))
                     .collect();
+                let refers = needs.iter();
+                let refers = refers
+                    .filter_map(|name| Some((name.clone(), *parcel.versions.get(name)?)))
+                    .collect();
+                let now = self.ledger.versions(holder);
                 for group in kin {
-                    let version = |name: Name| {
-                        let version = *versions.get(&name)?;
-                        Some((name, version))
-                    };
-                    self.ledger
-                        .related(group.into_iter().filter_map(version).collect());
+                    // What has been done to one of them since was done without knowing of the others.
+                    for of in [&versions, &now] {
+                        let version = |name: &Name| Some((name.clone(), *of.get(name)?));
+                        self.ledger
+                            .related(group.iter().filter_map(version).collect());
+                    }
                 }
                 if parcel.ignored.is_empty() {
                     self.ledger.followed(versions.values().copied());
@@ -259,6 +271,7 @@ impl Session {
                 if let Some(parcel) = self.parcels.get_mut(&transfer) {
                     parcel.taken = Some(Content {
                         put,
+                        refers,
                         missing,
                         size: if crosses { size } else { 0 },
                     });
@@ -301,6 +314,22 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// What has come for a run and is not any more what it wants: the names have other versions by now.
+    pub(super) fn unfit(&self, run: &Run) -> BTreeSet<u64> {
+        let State::Fetching { arrived, .. } = &run.state else {
+            return BTreeSet::new();
+        };
+        let view = self.view_of(run);
+        let transfers = arrived.iter().map(|put| put.transfer);
+        transfers
+            .filter(|transfer| {
+                let parcel = self.parcels.get(transfer);
+                let content = parcel.and_then(|parcel| parcel.taken.as_ref());
+                content.is_some_and(|content| !content.fits(&view))
+            })
+            .collect()
     }
 
     /// A run does without what was taken, and plans anew.
@@ -370,7 +399,7 @@ impl Session {
         else {
             return;
         };
-        if !fits(&view, &content.put) {
+        if !content.fits(&view) {
             pending.remove(&transfer);
             run.skipped.extend(content.missing.iter().cloned());
             parcel.unfit.insert(id);
@@ -461,7 +490,8 @@ impl Session {
             let left = (type_name.clone(), reason.clone(), holder.to_owned());
             run.left_behind.insert(name.clone(), left);
         }
-        if run.skipped.len() == before {
+        let own = |name: &Name| run.uses.contains(name) && !run.skipped.contains(name);
+        if run.skipped.len() == before && asked.iter().all(own) {
             // Nothing more can be left out: the asked names themselves are the trouble.
             run.skipped.extend(asked.iter().cloned());
         }
@@ -511,12 +541,6 @@ impl Session {
             self.effects.push(Effect::Release(over));
         }
     }
-}
-
-/// Whether all that came is as it is in `view`.
-fn fits(view: &Namespace, put: &Put) -> bool {
-    let current = |(name, version): (&Name, &Version)| view.version(name).as_ref() == Some(version);
-    put.versions.iter().all(current)
 }
 
 fn uncarriable(name: &Name, type_name: &str, reason: &str, holder: &str, target: &str) -> Problem {

@@ -298,6 +298,8 @@ pub(super) struct Run {
     pub(super) carried: u64,
     /// How often a worker has died under it.
     pub(super) died: u32,
+    /// How often its worker has died before it came to its cell.
+    pub(super) stumbled: u32,
     /// Whether a run of its cell has been shown that died.
     pub(super) has_shown: bool,
     /// What is to be noted under its cell when its turn comes.
@@ -350,6 +352,7 @@ impl Run {
             place,
             carried: 0,
             died: 0,
+            stumbled: 0,
             has_shown: false,
             notes: Vec::new(),
             remade: Remade::default(),

@@ -44,7 +44,8 @@ fn many_machines_are_as_one_kernel() {
     let notebooks = setting("CELLFERRY_SIMULATE").unwrap_or(NOTEBOOKS);
     let started = Instant::now();
     let (mut events, mut statistics) = (0, Statistics::default());
-    for seed in 0..notebooks {
+    for seed in setting("FROM").unwrap_or(0)..notebooks {
+        if setting("ALL") == Some(2) { println!("at {seed}"); }
         let program = generate::program(seed);
         let played = play(&program, None, false);
         if let (Some(violation), Some(_)) = (&played.violation, setting("ALL")) {
