@@ -241,7 +241,8 @@ impl Session {
                     .keys()
                     .filter_map(|name| Some((name.clone(), *parcel.versions.get(name)?)))
                     .collect();
-                let refers = needs.iter();
+                // What is ignored is not referred to by name.
+                let refers = needs.iter().filter(|name| !parcel.ignored.contains(*name));
                 let refers = refers
                     .filter_map(|name| Some((name.clone(), *parcel.versions.get(name)?)))
                     .collect();

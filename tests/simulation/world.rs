@@ -839,9 +839,6 @@ impl<'a> World<'a> {
                 self.again = None;
                 if let Answer::Failed(problem, _) = &answer {
                     self.statistics.lost += u64::from(problem.ename == "LostValue");
-                    if std::env::var("ALL").is_ok() && problem.ename == "LostValue" {
-                        println!("LOST {} {}", self.program.seed, problem.evalue);
-                    }
                 }
                 self.statistics.aborted += u64::from(answer == Answer::Aborted);
                 self.judge.ends(cell, End::Answered(answer))?;
