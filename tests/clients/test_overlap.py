@@ -371,6 +371,44 @@ def test_what_is_taken_back_leaves_nothing_half_done(prepare, step, four, kernel
     assert not any(run.text("stderr") for run in runs)
 
 
+# Replies that come later than idle, as they may: only within a channel do messages keep their order.
+LATE_REPLIES = textwrap.dedent(
+    """
+    import asyncio
+    held = []
+    class Held:
+        def __init__(self, stream):
+            self.stream = stream
+        def send_multipart(self, parts, **options):
+            held.append((self.stream, parts))
+            asyncio.get_running_loop().call_later(0.2, release)
+    def release():
+        while held:
+            stream, parts = held.pop(0)
+            stream.send_multipart(parts)
+    def hold(session):
+        send = session.send
+        def sends(stream, kind, *args, **options):
+            if kind == "cellferry_reply":
+                release()
+            return send(Held(stream) if kind == "execute_reply" else stream, kind, *args, **options)
+        session.send = sends
+    def drop_x():
+        import __main__
+        del __main__.x
+    """
+)
+
+
+def test_a_late_reply_of_what_is_taken_back_is_not_that_of_its_next_run(four, kernel, tmp_path):
+    (tmp_path / "late.py").write_text(INTERRUPTED + LATE_REPLIES)
+    hold = "import asyncio, late\nasyncio.get_running_loop().call_soon(late.hold, get_ipython().kernel.session)"
+    all_at_once(kernel, (hold, "one"), "import os, time, late\nx = [1]", ("print(x)", "one"))
+    step = "import late\nlate.interrupted()\ntry: print(x)\nexcept NameError: print('gone')"
+    runs = all_at_once(kernel, UNTIL_THERE + "late.drop_x()", (step, "one"))
+    assert [run.ok().text() for run in runs] == ["", "gone\n"]
+
+
 def test_input_of_a_step_ahead_is_asked_for_in_its_turn(four, kernel):
     all_at_once(kernel, MEET, ("pass", "one"), ("pass", "two"))
     first = kernel.send("meet(2, 'both')\ntime.sleep(0.3)\nfirst = input('first? ')", on("one"), allow_stdin=True)
