@@ -11,6 +11,7 @@ mod orders;
 mod parent;
 mod values;
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -85,6 +86,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         running: HashMap::new(),
         held: HashMap::new(),
         discarded: HashSet::new(),
+        going_back: HashMap::new(),
         shown: HashMap::new(),
         asking: None,
         warm: false,
@@ -145,6 +147,9 @@ struct Driver {
     held: HashMap<RunId, Vec<(WorkerId, Channel, Message)>>,
     /// Runs that have been taken back: nothing that they still say is shown.
     discarded: HashSet<RunId>,
+    /// How often each worker has yet to go back. It answers in order, so a reply that comes before is of a run that
+    /// has been taken back.
+    going_back: HashMap<WorkerId, usize>,
     /// The client's request that each worker saw last: output without a request of its own is shown there.
     shown: HashMap<WorkerId, Bytes>,
     /// The worker that asked for input last.
@@ -407,6 +412,7 @@ impl Driver {
     async fn gone(&mut self, worker: WorkerId, problem: Problem) {
         self.agents.forget(worker);
         self.shown.remove(&worker);
+        self.going_back.remove(&worker);
         self.running.retain(|(other, _), _| *other != worker);
         if self.asking == Some(worker) {
             self.asking = None;
@@ -535,6 +541,11 @@ impl Driver {
             self.run_of(worker, &parent.msg_id),
             header.msg_type.as_str(),
         ) {
+            // Idle comes on another channel and may have come before it; then the cell may have been given to the worker
+            // again, by the same request.
+            if self.going_back.contains_key(&worker) {
+                return;
+            }
             let content = message.parse_content::<ReplyContent>();
             let (failed, exception) = match content {
                 Ok(content) if content.status == "ok" => (false, None),
@@ -571,16 +582,27 @@ impl Driver {
         message: Message,
     ) {
         match header.msg_type.as_str() {
-            "cellferry_reply" => {
-                if let Some(failure) = values::failed_undo(&message) {
+            "cellferry_reply" => match values::undone(&message) {
+                Some(Ok(())) => {
+                    if let Entry::Occupied(mut left) = self.going_back.entry(worker) {
+                        *left.get_mut() -= 1;
+                        if *left.get() == 0 {
+                            left.remove();
+                        }
+                    }
+                }
+                Some(Err(failure)) => {
                     // What it has now is nobody's.
                     let problem = self.agents.undo_problem(worker, &failure);
                     self.agents.stop(worker);
                     self.gone(worker, problem).await;
-                } else if let Some((transfer, taken)) = self.values.taken(&parent.msg_id, message) {
-                    self.handle(Event::Taken(transfer, taken)).await;
                 }
-            }
+                None => {
+                    if let Some((transfer, taken)) = self.values.taken(&parent.msg_id, message) {
+                        self.handle(Event::Taken(transfer, taken)).await;
+                    }
+                }
+            },
             "execute_reply" => match message.parse_content::<ReplyContent>() {
                 Ok(content) if content.status == "ok" => {
                     self.handle(Event::WorkerReady(worker)).await
@@ -702,6 +724,7 @@ impl Driver {
                 self.discarded.insert(run);
             }
             Effect::Undo(worker, run) => {
+                *self.going_back.entry(worker).or_default() += 1;
                 self.request(worker, &json!({"verb": "undo", "run": run.0}))
             }
             Effect::Settle(worker, run) => {

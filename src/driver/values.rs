@@ -68,8 +68,8 @@ enum Place {
     Memory,
 }
 
-/// Why a worker could not go back to what it was, if this is its answer.
-pub fn failed_undo(message: &Message) -> Option<String> {
+/// Whether a worker has gone back to what it was, or why not, if this is its answer to that.
+pub fn undone(message: &Message) -> Option<Result<(), String>> {
     #[derive(Deserialize)]
     struct Reply {
         #[serde(default)]
@@ -79,7 +79,8 @@ pub fn failed_undo(message: &Message) -> Option<String> {
         status: String,
     }
     let reply: Reply = message.parse_content().ok()?;
-    (reply.verb == "undo" && reply.status != "ok").then_some(reply.message)
+    let done = (reply.status == "ok").then_some(());
+    (reply.verb == "undo").then(|| done.ok_or(reply.message))
 }
 
 impl Values {
