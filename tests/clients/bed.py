@@ -148,21 +148,16 @@ class Bed:
 
     def fault(self, what, host, *more):
         """Breaks or mends a host: see `tests/testbed/fault`. All is mended after the test."""
+        broken_by = {"kill": self._off, "crash": self._without_sshd, "stop": self._without_sshd}
+        broken_by.update((fault, self._broken) for fault in LINK_FAULTS)
+        mended_by = {"heal": [self._broken], "start": [self._without_sshd]}
+        # What was changed in its memory and in its network goes with its power.
+        mended_by["boot"] = mended_by["fresh"] = [self._off, self._broken, self._without_sshd, self._altered]
+        if what in broken_by:
+            broken_by[what].add(host)
         self._run("fault", what, host, *more)
-        if what in LINK_FAULTS:
-            self._broken.add(host)
-        elif what == "heal":
-            self._broken.discard(host)
-        elif what == "kill":
-            self._off.add(host)
-        elif what in ("boot", "fresh"):
-            # Rules and speed of its network went with it.
-            for known in (self._off, self._broken, self._without_sshd, self._altered):
-                known.discard(host)
-        elif what in ("crash", "stop"):
-            self._without_sshd.add(host)
-        elif what in ("start", "restart"):
-            self._without_sshd.discard(host)
+        for known in mended_by.get(what, []):
+            known.discard(host)
 
     def on(self, host, command, user=None, timeout=60, **options):
         """What a bash command prints on a host, run there by root or `user`, without ssh. Fails as it fails."""

@@ -83,13 +83,12 @@ def test_a_long_way_takes_its_time(bed):
                 assert client.stdout.readline() == "there and back\n"
                 times.append(time.monotonic() - start)
             client.stdin.close()
-        return sorted(times[1:])[1]
+        return min(times)
 
-    near = round_trip()
-    bed.fault("delay", "node1", 25)
-    assert 0.05 <= round_trip() < near + 0.2
+    bed.fault("delay", "node1", 50)
+    assert 0.1 <= round_trip() < 0.3
     bed.fault("heal", "node1")
-    assert round_trip() < 0.05
+    assert round_trip() < 0.1
 
 
 def test_a_narrow_way_takes_its_time(bed):
@@ -98,10 +97,10 @@ def test_a_narrow_way_takes_its_time(bed):
         assert len(bed.ssh("node1", "head -c 1000000 /dev/zero")) == 1_000_000
         return time.monotonic() - start
 
-    bed.fault("rate", "node1", "8mbit")  # a megabyte a second
-    assert 0.8 < seconds() < 5
+    bed.fault("rate", "node1", "4mbit")  # half a megabyte a second
+    assert 1.8 < seconds() < 10
     bed.fault("heal", "node1")
-    assert seconds() < 0.8
+    assert seconds() < 1.8
 
 
 def test_a_killed_host_comes_back_without_what_was_in_memory(bed):
@@ -129,7 +128,7 @@ def test_sshd_restarted_keeps_connections_and_crashed_loses_them(bed):
 
 def test_a_shell_a_home_and_a_tmp_out_of_the_ordinary(bed):
     bed.shell("node1", "/bin/csh")
-    assert "tcsh" in bed.ssh("node1", "echo $version") or "csh" in bed.ssh("node1", "echo $shell")
+    assert bed.ssh("node1", "echo $version").startswith("tcsh")
     bed.noexec("node1", "/tmp")
     with pytest.raises(Failed, match="Permission denied"):
         bed.ssh("node1", "cp /bin/true /tmp/true; /tmp/true")
