@@ -115,7 +115,8 @@ def test_a_killed_host_comes_back_without_what_was_in_memory(bed):
 
 def test_sshd_restarted_keeps_connections_and_crashed_loses_them(bed):
     for what, survives in [("restart", True), ("crash", False)]:
-        with subprocess.Popen(["ssh", "node1", "echo ready; read line; echo got $line"], stdin=-1, stdout=-1, stderr=-1, text=True) as client:
+        words = ["ssh", "node1", "echo ready; read line; echo got $line"]
+        with subprocess.Popen(words, stdin=-1, stdout=-1, stderr=-1, text=True) as client:
             assert client.stdout.readline() == "ready\n"
             assert bed.connections("node1") == 1
             bed.fault(what, "node1", "sshd")
