@@ -1,0 +1,8 @@
+//! Connections to real sshd processes on this machine, each with keys, settings and homes of its own.
+
+mod exec;
+mod factors;
+mod login;
+mod reach;
+mod trust;
+mod world;
