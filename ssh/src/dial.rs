@@ -3,18 +3,16 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
-use std::pin::Pin;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 
 use crate::config::openssh::words;
 use crate::config::{Family, Host};
@@ -93,21 +91,22 @@ async fn tcp_to(host: &Host, address: SocketAddr) -> io::Result<TcpStream> {
     socket.connect(address).await
 }
 
-/// The stdin and stdout of a `ProxyCommand`, and with them its process.
+/// How much of what a `ProxyCommand` complains about is kept. Bytes.
+const COMPLAINTS: usize = 4096;
+
+/// The process of a `ProxyCommand`, which is killed when this is dropped.
 pub(crate) struct ProxyCommand {
     host: String,
     command: String,
     child: Child,
-    stdin: ChildStdin,
-    stdout: ChildStdout,
-    complaints: Arc<Mutex<Vec<u8>>>,
+    complaints: JoinHandle<Vec<u8>>,
 }
 
-/// How much of what a `ProxyCommand` complains about is kept. Bytes.
-const COMPLAINTS: usize = 4096;
-
-/// Starts a `ProxyCommand`, in which tokens are already replaced.
-pub(crate) fn proxy_command(host: &Host, command: &str) -> Result<ProxyCommand, SshError> {
+/// Starts a `ProxyCommand`, in which tokens are already replaced. Its stdin and stdout are the stream.
+pub(crate) fn proxy_command(
+    host: &Host,
+    command: &str,
+) -> Result<(impl Stream + 'static, ProxyCommand), SshError> {
     let failed = |reason: String| SshError::ProxyCommand {
         host: host.name.clone(),
         command: command.to_owned(),
@@ -131,106 +130,50 @@ pub(crate) fn proxy_command(host: &Host, command: &str) -> Result<ProxyCommand, 
     else {
         return Err(failed("has no pipes".to_owned()));
     };
-    let complaints = Arc::new(Mutex::new(Vec::new()));
-    let kept = Arc::clone(&complaints);
-    tokio::spawn(async move {
+    let complaints = tokio::spawn(async move {
+        let mut kept = Vec::new();
         let mut buffer = [0; 1024];
         while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
-            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             let room = COMPLAINTS.saturating_sub(kept.len());
             kept.extend_from_slice(&buffer[..count.min(room)]);
         }
+        kept
     });
-    Ok(ProxyCommand {
-        host: host.name.clone(),
-        command: command.to_owned(),
-        child,
-        stdin,
-        stdout,
-        complaints,
-    })
+    let stream = tokio::io::join(stdout, stdin);
+    Ok((
+        stream,
+        ProxyCommand {
+            host: host.name.clone(),
+            command: command.to_owned(),
+            child,
+            complaints,
+        },
+    ))
 }
 
 impl ProxyCommand {
-    /// Its stream, and what tells how it ended if the stream did.
-    pub(crate) fn split(self) -> (impl Stream + 'static, Epitaph) {
-        let epitaph = Epitaph {
+    /// Why its stream ended, in its own words if it had any. The stream must have been dropped.
+    pub(crate) async fn failure(mut self) -> SshError {
+        // Both may come a little after the end of the stream; what it started may keep its stderr open for ever.
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let complaints = tokio::time::timeout(PATIENCE, self.complaints).await;
+        let printed = words(&complaints.ok().and_then(Result::ok).unwrap_or_default());
+        let ended = match status {
+            Ok(Ok(status)) => format!("ended ({status})"),
+            Ok(Err(_)) | Err(_) => "closed its stream".to_owned(),
+        };
+        let printed = if printed.is_empty() {
+            "without a word".to_owned()
+        } else {
+            format!("and printed: {printed}")
+        };
+        let reason = format!("{ended} before the connection was made, {printed}");
+        SshError::ProxyCommand {
             host: self.host,
             command: self.command,
-            complaints: self.complaints,
-        };
-        (
-            ProxyStream {
-                stdin: self.stdin,
-                stdout: self.stdout,
-                _child: self.child,
-            },
-            epitaph,
-        )
-    }
-}
-
-/// What is said of a `ProxyCommand` that failed.
-pub(crate) struct Epitaph {
-    host: String,
-    command: String,
-    complaints: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Epitaph {
-    /// Its failure, in its own words if it had any.
-    pub(crate) fn error(&self) -> SshError {
-        let printed = words(
-            &self
-                .complaints
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
-        let reason = if printed.is_empty() {
-            "ended without a word before the connection was made".to_owned()
-        } else {
-            format!("failed: {printed}")
-        };
-        SshError::ProxyCommand {
-            host: self.host.clone(),
-            command: self.command.clone(),
             reason,
         }
-    }
-}
-
-struct ProxyStream {
-    stdin: ChildStdin,
-    stdout: ChildStdout,
-    /// Killed when dropped.
-    _child: Child,
-}
-
-impl AsyncRead for ProxyStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stdout).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for ProxyStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stdin).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stdin).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stdin).poll_shutdown(cx)
     }
 }
 

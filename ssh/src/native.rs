@@ -23,7 +23,7 @@ use crate::Options;
 use crate::ask::Ask;
 use crate::auth;
 use crate::config::{Destination, Host, Route, resolve};
-use crate::dial::{self, Epitaph, Stream};
+use crate::dial::{self, ProxyCommand, Stream};
 use crate::error::{HostKeyError, SshError};
 use crate::host_key::{Confidence, Known};
 use crate::process::{Chunks, Ended, Exit, Process, fed_reader};
@@ -35,6 +35,8 @@ pub(crate) struct Link {
     events: Arc<Events>,
     /// The hop that this connection goes through.
     via: Option<Box<Link>>,
+    /// What the stream goes through.
+    _proxy: Option<ProxyCommand>,
 }
 
 /// What the handler of a connection tells the rest.
@@ -88,8 +90,8 @@ fn via<'a>(
                 handshake(host, dial::tcp(host, limit).await?, None, None, ask, limit).await
             }
             Route::Command(command) => {
-                let (stream, epitaph) = dial::proxy_command(host, command)?.split();
-                handshake(host, stream, None, Some(epitaph), ask, limit).await
+                let (stream, proxy) = dial::proxy_command(host, command)?;
+                handshake(host, stream, None, Some(proxy), ask, limit).await
             }
             Route::Jumps(jumps) => {
                 let (last, before) = split_jumps(jumps, host)?;
@@ -132,7 +134,7 @@ async fn handshake<S: Stream + 'static>(
     host: &Host,
     stream: S,
     via: Option<Box<Link>>,
-    epitaph: Option<Epitaph>,
+    proxy: Option<ProxyCommand>,
     ask: &Arc<dyn Ask>,
     limit: Duration,
 ) -> Result<Link, SshError> {
@@ -156,11 +158,16 @@ async fn handshake<S: Stream + 'static>(
             });
         }
     };
-    let mut handle = exchange.map_err(|error| match (error, &epitaph) {
-        (WatcherError::HostKey(error), _) => SshError::HostKey(error),
-        (WatcherError::Russh(error), Some(epitaph)) if is_end(&error) => epitaph.error(),
-        (WatcherError::Russh(error), _) => exchange_error(host, &error),
-    })?;
+    let mut handle = match exchange {
+        Ok(handle) => handle,
+        Err(WatcherError::HostKey(error)) => return Err(SshError::HostKey(error)),
+        Err(WatcherError::Russh(error)) => {
+            return Err(match proxy {
+                Some(proxy) if is_end(&error) => proxy.failure().await,
+                _ => exchange_error(host, &error),
+            });
+        }
+    };
     let confidence = *events
         .confidence
         .lock()
@@ -172,6 +179,7 @@ async fn handshake<S: Stream + 'static>(
         handle,
         events,
         via,
+        _proxy: proxy,
     })
 }
 
@@ -231,7 +239,7 @@ fn exchange_error(host: &Host, error: &russh::Error) -> SshError {
         };
     }
     let reason = match error {
-        russh::Error::Disconnect | russh::Error::HUP => {
+        error if is_end(error) => {
             "it hung up; does it limit who may connect (MaxStartups, fail2ban, hosts.deny)?"
                 .to_owned()
         }

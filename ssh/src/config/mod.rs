@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) use destination::Destination;
-pub(crate) use pattern::{matches, matches_list};
+pub(crate) use pattern::matches_list;
 
 use crate::environment::Environment;
 use crate::error::SshError;

@@ -40,7 +40,15 @@ pub(super) async fn ask(
         })?
         .map_err(|error| failed(format!("{} cannot be run: {error}", program.display())))?;
     if !output.status.success() {
-        return Err(failed(words(&output.stderr)));
+        let said = words(&output.stderr);
+        if let Some((_, hop)) = said.split_once("jumphost loop via ") {
+            let host = destination.host.clone();
+            return Err(SshError::JumpLoop {
+                chain: format!("{host} → {hop}"),
+                host,
+            });
+        }
+        return Err(failed(said));
     }
     let mut settings = Settings::default();
     for line in String::from_utf8_lossy(&output.stdout).lines() {

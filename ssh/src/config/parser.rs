@@ -269,9 +269,13 @@ impl Reader<'_> {
     }
 
     fn set(&mut self, key: &str, rest: &str) -> Result<(), String> {
-        // A way is chosen once, whichever of the two it is.
+        // A way is chosen once, whichever of the two it is; not to jump leaves room for a command.
+        let jump = self
+            .settings
+            .get("proxyjump")
+            .filter(|jump| key == "proxyjump" || !jump.eq_ignore_ascii_case("none"));
         let chosen = matches!(key, "proxyjump" | "proxycommand")
-            && (self.settings.has("proxyjump") || self.settings.has("proxycommand"));
+            && (jump.is_some() || self.settings.has("proxycommand"));
         if chosen || (self.settings.has(key) && !GATHERED.contains(&key)) {
             return Ok(());
         }

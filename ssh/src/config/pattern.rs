@@ -1,7 +1,7 @@
 //! Patterns of ssh_config(5): `*`, `?`, lists with commas, negation.
 
 /// Whether the whole text matches: `*` stands for any characters, `?` for one.
-pub(crate) fn matches(text: &str, pattern: &str) -> bool {
+fn matches(text: &str, pattern: &str) -> bool {
     let text: Vec<char> = text.chars().collect();
     let pattern: Vec<char> = pattern.chars().collect();
     let (mut at, mut in_pattern) = (0, 0);
@@ -37,7 +37,7 @@ pub(crate) fn matches_list(text: &str, list: &str) -> Option<bool> {
 }
 
 /// The same for patterns that are apart already.
-pub(crate) fn matches_any<'a>(
+pub(super) fn matches_any<'a>(
     text: &str,
     patterns: impl IntoIterator<Item = &'a str>,
 ) -> Option<bool> {

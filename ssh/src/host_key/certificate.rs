@@ -7,8 +7,6 @@ use russh::keys::{Algorithm, Certificate};
 
 use russh::keys::ssh_key::certificate::CertType;
 
-use crate::config::matches;
-
 /// Says what is wrong with it for the host of this name, in lower case, at this time.
 pub(super) fn check(
     certificate: &Certificate,
@@ -44,11 +42,9 @@ pub(super) fn check(
         ));
     }
     // Old versions of OpenSSH take a certificate without names as one for any host; new ones do not, nor do we.
+    // There are no patterns in it.
     let names = certificate.valid_principals();
-    if !names
-        .iter()
-        .any(|name| matches(principal, &name.to_lowercase()))
-    {
+    if !names.iter().any(|name| name == principal) {
         return Err(format!("it is for {}, not for `{principal}`", list(names)));
     }
     Ok(())

@@ -196,6 +196,19 @@ impl Sshd {
         Self::start(dir, &names, more)
     }
 
+    /// With a certificate for its ed25519 key, made by `certify`.
+    pub fn certified(authorized: &[&Path], certify: impl Fn(&Self)) -> Self {
+        let mut plain = Self::new(authorized, "");
+        certify(&plain);
+        plain.kill();
+        let dir = std::mem::replace(&mut plain.dir, TempDir::new().unwrap());
+        let certificate = format!(
+            "HostCertificate {}",
+            dir.path().join("host_ed25519-cert.pub").display()
+        );
+        Self::start(dir, &["host_ed25519"], &certificate)
+    }
+
     fn start(dir: TempDir, host_keys: &[&str], more: &str) -> Self {
         // Separates privileges into it, if run by root.
         let _ = fs::create_dir("/run/sshd");
