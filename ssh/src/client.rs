@@ -33,7 +33,7 @@ enum Order {
 
 /// Who speaks the protocol.
 enum Link {
-    Native(native::Link),
+    Native(Box<native::Link>),
     OpenSsh(openssh::Link),
 }
 
@@ -132,7 +132,7 @@ async fn open(options: &Options, ask: Arc<dyn Ask>) -> Result<(Host, Link), SshE
     }
     let host = resolve(&options.environment, &destination, options.config.as_ref()).await?;
     let link = match options.transport {
-        Transport::Russh => Link::Native(native::open(options, &host, ask).await?),
+        Transport::Russh => Link::Native(Box::new(native::open(options, &host, ask).await?)),
         Transport::OpenSsh => Link::OpenSsh(openssh::open(options, &destination, ask).await?),
     };
     Ok((host, link))

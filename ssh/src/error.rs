@@ -123,7 +123,7 @@ pub enum SshError {
     },
     /// The host is not, or cannot be, trusted.
     #[error(transparent)]
-    HostKey(#[from] HostKeyError),
+    HostKey(Box<HostKeyError>),
     /// The server did not let the user in.
     #[error(transparent)]
     Auth(#[from] Box<AuthFailure>),
@@ -171,14 +171,20 @@ pub enum SshError {
     },
 }
 
+impl From<HostKeyError> for SshError {
+    fn from(error: HostKeyError) -> Self {
+        Self::HostKey(Box::new(error))
+    }
+}
+
 /// Why a host's key is not accepted.
 #[derive(Debug, Error)]
 pub enum HostKeyError {
     /// Another key is known for the host.
     #[error(
-        "THE HOST KEY OF `{host}` HAS CHANGED: {file}:{line} has the {known_type} key {known}, and the host now shows the \
-         {offered_type} key {offered}. Either the host was set up anew, or somebody is listening in. If its administrator \
-         confirms the new key, remove the old one with `{remedy}` and run again"
+        "THE HOST KEY OF `{host}` HAS CHANGED: {file}:{line} has the key {known}, and the host now shows {offered}. Either \
+         the host was set up anew, or somebody is listening in. If its administrator confirms the new key, remove the old one \
+         with `ssh-keygen -f '{file}' -R '{host}'` and run again"
     )]
     Changed {
         /// The name looked up, `[name]:port` unless the port is 22.
@@ -187,16 +193,10 @@ pub enum HostKeyError {
         file: String,
         /// Its line, from 1.
         line: usize,
-        /// Its type, such as ED25519.
-        known_type: String,
-        /// Its fingerprint.
+        /// Type and fingerprint of the known key.
         known: String,
-        /// The type of the host's key.
-        offered_type: String,
-        /// The fingerprint of the host's key.
+        /// Type and fingerprint of the host's key.
         offered: String,
-        /// The command that removes the known key.
-        remedy: String,
     },
     /// The key is marked as revoked.
     #[error(

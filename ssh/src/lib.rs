@@ -30,6 +30,7 @@ pub use config::Host;
 pub use environment::Environment;
 pub use error::{AuthFailure, HostKeyError, SshError};
 pub use process::{Ended, Exit, Process, Stderr, Stdin, Stdout};
+pub use zeroize::Zeroizing;
 
 /// Who speaks the ssh protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -311,11 +311,19 @@ async fn wait(
         .and_then(|status| status.code())
         .and_then(|code| u32::try_from(code).ok());
     let outcome = match code {
-        Some(255) if end.borrow().is_some() => Exit::Lost,
+        Some(255) if is_over(end).await => Exit::Lost,
         Some(code) => Exit::Code(code),
         None => Exit::Lost,
     };
     let _ = exit.send(outcome);
+}
+
+/// Whether the master has ended. It may be about to: it lets go of its clients first.
+async fn is_over(mut end: watch::Receiver<Option<String>>) -> bool {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    tokio::time::timeout(PATIENCE, end.wait_for(Option::is_some))
+        .await
+        .is_ok()
 }
 
 /// The output of a command, which shows that somebody still has it.

@@ -1,11 +1,12 @@
 //! A command that runs on a far host.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::io::StreamReader;
 
 /// Where the command reads from. Shutting it down or dropping it is the end of its input.
@@ -75,20 +76,59 @@ impl Ended {
     }
 }
 
-/// How many messages wait to be read: russh acknowledges data as it arrives, not as it is read, so the buffer is what
-/// keeps one slow reader from holding up the other channels. Each message has at most 32 KiB.
-const UNREAD: usize = 2048;
+/// How much waits to be read of each stream: russh acknowledges data as it arrives, not as it is read, so this is what
+/// keeps one slow reader from holding up the other channels. Bytes.
+const UNREAD: usize = 64 << 20;
 
-/// Chunks on their way to a reader. An error is the last of them.
-pub(crate) type Chunks = mpsc::Sender<io::Result<Bytes>>;
+/// What keeping a chunk costs besides its bytes, for commands that write letter by letter. Bytes.
+const CHUNK: usize = 64;
 
-/// A stream of bytes that is fed with chunks; it ends when the sender is dropped.
-pub(crate) fn fed_reader() -> (Chunks, Box<dyn AsyncRead + Send + Unpin>) {
-    let (sender, mut receiver) = mpsc::channel(UNREAD);
-    (
-        sender,
-        Box::new(StreamReader::new(stream::poll_fn(move |context| {
-            receiver.poll_recv(context)
-        }))),
-    )
+/// The far end of a stream of bytes that somebody reads.
+pub(crate) struct Feed {
+    chunks: mpsc::UnboundedSender<io::Result<Bytes>>,
+    room: Arc<Semaphore>,
+}
+
+impl Feed {
+    /// A stream, which ends when the feed is dropped.
+    pub(crate) fn new() -> (Self, Box<dyn AsyncRead + Send + Unpin>) {
+        let room = Arc::new(Semaphore::new(UNREAD));
+        let (chunks, mut read) = mpsc::unbounded_channel();
+        let freed = Arc::clone(&room);
+        let stream = stream::poll_fn(move |context| {
+            read.poll_recv(context).map(|chunk| {
+                if let Some(Ok(chunk)) = &chunk {
+                    freed.add_permits(cost(chunk) as usize);
+                }
+                chunk
+            })
+        });
+        (Self { chunks, room }, Box::new(StreamReader::new(stream)))
+    }
+
+    /// Passes a chunk on, when there is room for it. If nobody reads any more, it is no matter.
+    pub(crate) async fn deliver(&self, chunk: Bytes) {
+        tokio::select! {
+            room = self.room.acquire_many(cost(&chunk)) => if let Ok(room) = room {
+                room.forget();
+                let _ = self.chunks.send(Ok(chunk));
+            },
+            () = self.chunks.closed() => {}
+        }
+    }
+
+    /// Ends the stream with an error.
+    pub(crate) fn fail(self, error: io::Error) {
+        let _ = self.chunks.send(Err(error));
+    }
+
+    /// Waits until nobody reads any more.
+    pub(crate) async fn unread(&self) {
+        self.chunks.closed().await;
+    }
+}
+
+/// The room that a chunk takes. No packet of ssh is near the limit.
+fn cost(chunk: &Bytes) -> u32 {
+    u32::try_from((chunk.len() + CHUNK).min(UNREAD)).unwrap_or(u32::MAX)
 }

@@ -235,19 +235,14 @@ impl Known {
     }
 
     fn changed(&self, entry: &Entry, key: &PublicKey) -> HostKeyError {
+        let shown =
+            |key: &PublicKey| format!("{} {}", type_name(&key.algorithm()), fingerprint(key));
         HostKeyError::Changed {
             host: self.name.clone(),
             file: entry.file.display().to_string(),
             line: entry.line,
-            known_type: type_name(&entry.key.algorithm()),
-            known: fingerprint(&entry.key),
-            offered_type: type_name(&key.algorithm()),
-            offered: fingerprint(key),
-            remedy: format!(
-                "ssh-keygen -f '{}' -R '{}'",
-                entry.file.display(),
-                self.name
-            ),
+            known: shown(&entry.key),
+            offered: shown(key),
         }
     }
 }

@@ -134,6 +134,37 @@ async fn unread_output_holds_nobody_up() {
     let mut all = Vec::new();
     in_time(hoarder.stdout.read_to_end(&mut all)).await.unwrap();
     assert_eq!(all.len(), 30_000_000);
+
+    // The same in small pieces, each a packet of its own: a log that nobody reads.
+    let mut chatter = in_time(
+        client.exec("for i in $(seq 3000); do echo line $i; sleep 0.0003; done; echo done >&2"),
+    )
+    .await
+    .unwrap();
+    in_time(chatter.stderr.read_exact(&mut line)).await.unwrap();
+    assert_eq!(run(&client, "echo on").await.0, "on\n");
+}
+
+#[tokio::test]
+async fn output_beyond_all_room_waits_and_is_whole() {
+    let (_home, _sshd, options) = ready("");
+    let client = enter(&options).await.unwrap();
+    let mut flood = in_time(client.exec("head -c 200000000 /dev/zero"))
+        .await
+        .unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    let mut total = 0;
+    in_time(async {
+        loop {
+            match flood.stdout.read(&mut buffer).await.unwrap() {
+                0 => break,
+                count => total += count,
+            }
+        }
+    })
+    .await;
+    assert_eq!(total, 200_000_000);
+    assert_eq!(in_time(flood.exit.wait()).await, Exit::Code(0));
 }
 
 #[tokio::test]

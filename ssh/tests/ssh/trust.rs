@@ -217,41 +217,50 @@ async fn a_changed_key_is_refused() {
                 );
                 continue;
             }
-            match result {
-                Err(SshError::HostKey(HostKeyError::Changed {
-                    line: 3,
-                    known,
-                    offered,
-                    remedy,
-                    file,
-                    ..
-                })) => {
-                    assert_eq!(
-                        known,
-                        fingerprint(Path::new(&format!("{}.pub", other.display())))
-                    );
-                    assert_eq!(offered, fingerprint(&sshd.path("host_ed25519.pub")));
-                    assert_eq!(file, home.path(".ssh/known_hosts").display().to_string());
-                    // The remedy works.
-                    assert!(
-                        std::process::Command::new("sh")
-                            .args(["-c", &remedy])
-                            .output()
-                            .unwrap()
-                            .status
-                            .success()
-                    );
-                    in_time(connect(&options, User::answering(&["yes"])))
-                        .await
-                        .ok();
-                    assert!(
-                        !home
-                            .read(".ssh/known_hosts")
-                            .contains(key.split(' ').nth(1).unwrap())
-                    );
-                }
-                other => panic!("{other:?}"),
-            }
+            let Err(SshError::HostKey(error)) = result else {
+                panic!("{result:?}")
+            };
+            let text = error.to_string();
+            let HostKeyError::Changed {
+                line: 3,
+                known,
+                offered,
+                file,
+                ..
+            } = *error
+            else {
+                panic!("{text}")
+            };
+            assert_eq!(
+                known,
+                format!(
+                    "ED25519 {}",
+                    fingerprint(Path::new(&format!("{}.pub", other.display())))
+                )
+            );
+            assert_eq!(
+                offered,
+                format!("ED25519 {}", fingerprint(&sshd.path("host_ed25519.pub")))
+            );
+            assert_eq!(file, home.path(".ssh/known_hosts").display().to_string());
+            // The remedy works.
+            let remedy = text
+                .split('`')
+                .find(|part| part.starts_with("ssh-keygen"))
+                .unwrap();
+            assert!(
+                std::process::Command::new("sh")
+                    .args(["-c", remedy])
+                    .output()
+                    .unwrap()
+                    .status
+                    .success()
+            );
+            assert!(
+                !home
+                    .read(".ssh/known_hosts")
+                    .contains(key.split(' ').nth(1).unwrap())
+            );
         }
     }
 }
@@ -264,7 +273,7 @@ async fn a_key_of_another_type_is_a_change() {
     home.write(".ssh/known_hosts", &format!("{} {key}", sshd.place()));
     let error = message(enter(&home.options("lab")).await);
     assert!(error.contains("HAS CHANGED"), "{error}");
-    assert!(error.contains("has the ECDSA key"), "{error}");
+    assert!(error.contains("has the key ECDSA SHA256:"), "{error}");
 }
 
 #[tokio::test]
