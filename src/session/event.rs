@@ -67,6 +67,16 @@ pub enum Event {
     Idle(WorkerId, RunId),
     /// A transfer's first half ended.
     Taken(u64, Taken),
+    /// What was taken has been brought to the machine of a worker, or could not be: why. If that is because a worker
+    /// is gone, [`Event::WorkerGone`] comes first.
+    Carried {
+        /// Which transfer.
+        transfer: u64,
+        /// Whom it was brought to.
+        to: WorkerId,
+        /// Whether it is there.
+        outcome: Result<(), String>,
+    },
 }
 
 /// Which worker a request is for.
@@ -166,8 +176,15 @@ pub enum Taken {
 /// What must be done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Start a worker of the target.
-    StartWorker(WorkerId, TargetName),
+    /// Start a worker.
+    StartWorker {
+        /// Which it will be.
+        worker: WorkerId,
+        /// Of which target.
+        target: TargetName,
+        /// The run that waits for it, if one does: questions and progress belong under its cell.
+        run: Option<RunId>,
+    },
     /// Tell the clients that a request is being worked on, or done.
     Status(Arc<Asked>, &'static str),
     /// Show the source of a cell that never reaches a worker.
@@ -197,7 +214,16 @@ pub enum Effect {
         /// Who may copy large ones straight from its memory, if workers can do so here.
         reader: Option<WorkerId>,
     },
-    /// The values of these transfers are not needed any more.
+    /// Bring what was taken to the machine of a worker that will put it, unless it is there.
+    Carry {
+        /// Which transfer.
+        transfer: u64,
+        /// Who was asked for it.
+        from: WorkerId,
+        /// Who will put it.
+        to: WorkerId,
+    },
+    /// The values of these transfers are not needed any more, wherever they are or go.
     Release(Vec<u64>),
     /// From now on what the run says is shown as it comes, under this request; what it has said before is shown first.
     Show(RunId, Arc<Asked>),

@@ -128,6 +128,11 @@ impl Session {
             }
             Event::Idle(worker, run) => self.idle(worker, run),
             Event::Taken(transfer, taken) => self.taken(transfer, taken),
+            Event::Carried {
+                transfer,
+                to,
+                outcome,
+            } => self.carried(transfer, to, outcome),
         }
         self.advance();
         std::mem::take(&mut self.effects)
@@ -472,7 +477,7 @@ impl Session {
             State::Fetching { .. } => {
                 let takes_alone = |transfer: &u64| {
                     let parcel = self.parcels.get(transfer)?;
-                    (parcel.put.is_none() && parcel.users.len() == 1).then_some(parcel.holder)
+                    (!parcel.is_taken() && parcel.users.len() == 1).then_some(parcel.holder)
                 };
                 let holders: BTreeSet<WorkerId> =
                     run.transfers.iter().filter_map(takes_alone).collect();
@@ -502,7 +507,10 @@ impl Session {
         for request in worker.waiting.into_iter().chain(worker.open.into_values()) {
             self.unanswered(request, &problem.evalue);
         }
-        let takes = |parcel: &Parcel| parcel.holder == id && parcel.put.is_none();
+        for parcel in self.parcels.values_mut() {
+            parcel.unreachable(id);
+        }
+        let takes = |parcel: &Parcel| parcel.holder == id && !parcel.is_taken();
         let cut: Vec<u64> = self
             .parcels
             .iter()

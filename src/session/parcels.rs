@@ -17,8 +17,10 @@ pub(super) struct Parcel {
     names: BTreeSet<Name>,
     /// What the holder had when it was asked.
     versions: BTreeMap<Name, Version>,
-    /// Set when it has arrived.
-    pub(super) put: Option<Put>,
+    /// Set when the holder has answered.
+    taken: Option<Content>,
+    /// Workers to whose machines it has been brought, or is on its way.
+    carried: BTreeMap<WorkerId, Way>,
     pub(super) users: BTreeSet<RunId>,
     /// Whether its reader copies it straight from the holder's memory: then nobody else can.
     direct: bool,
@@ -26,6 +28,33 @@ pub(super) struct Parcel {
     stale: BTreeSet<Name>,
     /// Runs for which it came too late: the names have other versions there.
     unfit: BTreeSet<RunId>,
+}
+
+#[derive(Debug)]
+struct Content {
+    put: Put,
+    /// Names that the holder does not have after all.
+    missing: BTreeSet<Name>,
+    /// What it adds to the amount carried, in bytes; counted once.
+    size: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    UnderWay,
+    There,
+}
+
+impl Parcel {
+    /// Whether the holder has answered.
+    pub(super) fn is_taken(&self) -> bool {
+        self.taken.is_some()
+    }
+
+    /// Nothing can be brought to this worker.
+    pub(super) fn unreachable(&mut self, worker: WorkerId) {
+        self.carried.remove(&worker);
+    }
 }
 
 impl Session {
@@ -45,7 +74,10 @@ impl Session {
                             && parcel.versions.get(name).copied() == view.version(name)
                     })
                     && !parcel.unfit.contains(&id)
-                    && parcel.put.as_ref().is_none_or(|put| fits(&view, put))
+                    && parcel
+                        .taken
+                        .as_ref()
+                        .is_none_or(|taken| fits(&view, &taken.put))
             };
             let under_way = self
                 .parcels
@@ -70,7 +102,6 @@ impl Session {
             return false;
         };
         parcel.users.insert(id);
-        let put = parcel.put.clone();
         let Some(run) = self.runs.get_mut(&id) else {
             return false;
         };
@@ -80,13 +111,9 @@ impl Session {
         } = &mut run.state
         {
             arrived.retain(|put| !again.contains(&put.transfer));
-            match put {
-                Some(put) => arrived.push(put),
-                None => {
-                    pending.insert(transfer);
-                }
-            }
+            pending.insert(transfer);
         }
+        self.bring(id, transfer);
         true
     }
 
@@ -137,7 +164,8 @@ impl Session {
                 holder,
                 names: names.clone(),
                 versions: self.ledger.versions(holder),
-                put: None,
+                taken: None,
+                carried: BTreeMap::new(),
                 users: BTreeSet::from([id]),
                 direct: reader.is_some(),
                 stale: stale.clone(),
@@ -218,15 +246,20 @@ impl Session {
                     needs,
                     transfer,
                 };
-                parcel.put = Some(put.clone());
                 let target_of = |id: &WorkerId| self.workers.get(id).map(|worker| &worker.target);
                 let from = target_of(&holder);
                 let reader = users.iter().find_map(|user| self.runs.get(user));
                 // From one worker of a target to another nothing crosses.
                 let crosses = reader.is_none_or(|run| Some(&run.cell.target) != from);
-                let mut size = if crosses { size } else { 0 };
+                if let Some(parcel) = self.parcels.get_mut(&transfer) {
+                    parcel.taken = Some(Content {
+                        put,
+                        missing,
+                        size: if crosses { size } else { 0 },
+                    });
+                }
                 for user in users {
-                    self.arrived(user, &put, &missing, std::mem::take(&mut size));
+                    self.bring(user, transfer);
                 }
             }
             Taken::Uncarriable(failed) => {
@@ -239,9 +272,9 @@ impl Session {
             }
             Taken::Failed(message) => {
                 let holder = self.place_name(holder);
-                self.failed(transfer, |target| {
-                    Problem::transfer(&asked, &holder, target, &message)
-                });
+                for user in users {
+                    self.transfer_failed(user, &asked, &holder, &message);
+                }
             }
             // Whom the user meant has been refused already; others try again.
             Taken::Interrupted => {
@@ -264,26 +297,87 @@ impl Session {
         }
     }
 
-    fn arrived(&mut self, id: RunId, put: &Put, missing: &BTreeSet<Name>, size: u64) {
+    /// What has been taken is brought to the machine of the run's worker; the run gets it if it is there.
+    fn bring(&mut self, id: RunId, transfer: u64) {
         let Some(run) = self.runs.get(&id) else {
             return;
         };
         let view = self.view(run.seq);
-        let fits = fits(&view, put);
         let Some(run) = self.runs.get_mut(&id) else {
             return;
         };
-        if let State::Fetching {
-            pending, arrived, ..
+        let State::Fetching {
+            worker,
+            pending,
+            arrived,
         } = &mut run.state
-            && pending.remove(&put.transfer)
-        {
-            run.carried += size;
-            run.skipped.extend(missing.iter().cloned());
-            if fits {
-                arrived.push(put.clone());
-            } else if let Some(parcel) = self.parcels.get_mut(&put.transfer) {
-                parcel.unfit.insert(id);
+        else {
+            return;
+        };
+        let Some(parcel) = self.parcels.get_mut(&transfer) else {
+            return;
+        };
+        let Some(content) = parcel
+            .taken
+            .as_mut()
+            .filter(|_| pending.contains(&transfer))
+        else {
+            return;
+        };
+        if !fits(&view, &content.put) {
+            pending.remove(&transfer);
+            run.skipped.extend(content.missing.iter().cloned());
+            parcel.unfit.insert(id);
+            return;
+        }
+        match parcel.carried.get(worker) {
+            Some(Way::There) => {
+                pending.remove(&transfer);
+                run.carried += std::mem::take(&mut content.size);
+                run.skipped.extend(content.missing.iter().cloned());
+                arrived.push(content.put.clone());
+            }
+            Some(Way::UnderWay) => {}
+            None => {
+                parcel.carried.insert(*worker, Way::UnderWay);
+                self.effects.push(Effect::Carry {
+                    transfer,
+                    from: parcel.holder,
+                    to: *worker,
+                });
+            }
+        }
+    }
+
+    /// What was taken has been brought to a worker's machine, or could not be.
+    pub(super) fn carried(&mut self, transfer: u64, to: WorkerId, outcome: Result<(), String>) {
+        let Some(parcel) = self.parcels.get_mut(&transfer) else {
+            // Nobody wants it any more.
+            self.effects.push(Effect::Release(vec![transfer]));
+            return;
+        };
+        if !parcel.carried.contains_key(&to) {
+            return;
+        }
+        let goes_there = |id: &RunId| {
+            let state = self.runs.get(id).map(|run| &run.state);
+            state.is_some_and(|state| state.worker() == Some(to))
+        };
+        let users: Vec<RunId> = parcel.users.iter().copied().filter(goes_there).collect();
+        match outcome {
+            Ok(()) => {
+                parcel.carried.insert(to, Way::There);
+                for user in users {
+                    self.bring(user, transfer);
+                }
+            }
+            Err(message) => {
+                parcel.carried.remove(&to);
+                let (holder, asked) = (parcel.holder, parcel.names.clone());
+                let holder = self.place_name(holder);
+                for user in users {
+                    self.transfer_failed(user, &asked, &holder, &message);
+                }
             }
         }
     }
@@ -320,17 +414,11 @@ impl Session {
         }
     }
 
-    /// A transfer has come to nothing.
-    fn failed(&mut self, transfer: u64, problem: impl Fn(&str) -> Problem) {
-        let users = match self.parcels.get(&transfer) {
-            Some(parcel) => parcel.users.clone(),
-            None => return,
-        };
-        for user in users {
-            let target = self.runs.get(&user).map(|run| run.cell.target.clone());
-            if let Some(target) = target {
-                self.refuse_in_turn(user, problem(&target));
-            }
+    /// What a run wants could not be brought.
+    fn transfer_failed(&mut self, id: RunId, names: &BTreeSet<Name>, holder: &str, message: &str) {
+        if let Some(run) = self.runs.get(&id) {
+            let problem = Problem::transfer(names, holder, &run.cell.target, message);
+            self.refuse_in_turn(id, problem);
         }
     }
 
@@ -356,7 +444,7 @@ impl Session {
             if let Some(parcel) = self.parcels.get_mut(&transfer) {
                 parcel.users.remove(&id);
                 if parcel.users.is_empty() {
-                    if parcel.put.is_none() {
+                    if !parcel.is_taken() {
                         self.ledger.spoil(parcel.holder, &parcel.stale);
                     }
                     self.parcels.remove(&transfer);

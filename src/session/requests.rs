@@ -25,7 +25,7 @@ impl Session {
             .iter()
             .find(|(_, worker)| &*worker.target == HOME)
             .map(|(id, _)| *id);
-        found.unwrap_or_else(|| self.start_worker(Arc::from(HOME)))
+        found.unwrap_or_else(|| self.start_worker(Arc::from(HOME), None))
     }
 
     pub(super) fn pass_on(&mut self, request: Arc<Asked>, to: &PassTo) {

@@ -145,7 +145,7 @@ impl Session {
         let (worker, ready) = match chosen {
             Some(chosen) => chosen,
             None if free.is_some() || full => return false,
-            None => (self.start_worker(target), false),
+            None => (self.start_worker(target, Some(id)), false),
         };
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.runs.push(id);
@@ -209,7 +209,7 @@ impl Session {
             .is_some_and(|worker| &*worker.target == HOME)
     }
 
-    pub(super) fn start_worker(&mut self, target: TargetName) -> WorkerId {
+    pub(super) fn start_worker(&mut self, target: TargetName, run: Option<RunId>) -> WorkerId {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
         let worker = Worker {
@@ -222,7 +222,11 @@ impl Session {
             lent: BTreeSet::new(),
         };
         self.workers.insert(id, worker);
-        self.effects.push(Effect::StartWorker(id, target));
+        self.effects.push(Effect::StartWorker {
+            worker: id,
+            target,
+            run,
+        });
         id
     }
 

@@ -59,6 +59,8 @@ pub struct Judge<'a> {
     perhaps_lost: BTreeSet<Name>,
     /// What was said of workers that died.
     deaths: Vec<Problem>,
+    /// Why values did not arrive.
+    cuts: Vec<String>,
 }
 
 impl<'a> Judge<'a> {
@@ -73,6 +75,7 @@ impl<'a> Judge<'a> {
             to_abort: BTreeSet::new(),
             perhaps_lost: BTreeSet::new(),
             deaths: Vec::new(),
+            cuts: Vec::new(),
         }
     }
 
@@ -98,6 +101,10 @@ impl<'a> Judge<'a> {
     pub fn died(&mut self, problem: Problem) {
         self.perhaps_lost.extend(self.model.names().cloned());
         self.deaths.push(problem);
+    }
+
+    pub fn cut(&mut self, reason: &str) {
+        self.cuts.push(reason.to_owned());
     }
 
     pub fn busy(&mut self, cell: usize) -> Result<(), Violation> {
@@ -319,6 +326,7 @@ impl<'a> Judge<'a> {
         let justified = match problem.ename.as_str() {
             "KeyboardInterrupt" => open.interrupted,
             "LostValue" | "UncarriableValue" => out_of_reach(),
+            "TransferFailed" => self.cuts.iter().any(|cut| problem.evalue.ends_with(cut)),
             _ => self.deaths.contains(problem),
         };
         if !justified {

@@ -71,6 +71,8 @@ pub enum Fault {
     UndoesNothing,
     /// Workers say that they have copied all that a run reads before they have.
     BeginsEarly,
+    /// Values are said to have been brought to a worker's machine and have not.
+    CarriesNothing,
     /// Now and then an interrupt that nobody asked for reaches a worker.
     InterruptsAnything,
 }

@@ -130,6 +130,11 @@ pub fn program(seed: u64) -> Program {
         gives_up: random.chance(20),
         direct: random.chance(80),
         bad_starts: if mortal { random.below(30) } else { 0 },
+        bad_carries: if random.chance(10) {
+            random.below(20)
+        } else {
+            0
+        },
     }
 }
 

@@ -132,6 +132,11 @@ fn memory_read_too_late_is_found() {
 }
 
 #[test]
+fn a_value_that_was_not_brought_is_found() {
+    is_found(Fault::CarriesNothing, &[Invariant::Errors]);
+}
+
+#[test]
 fn an_interrupt_of_the_wrong_cell_is_found() {
     is_found(Fault::InterruptsAnything, &[Invariant::Errors]);
 }

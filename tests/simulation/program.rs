@@ -32,6 +32,8 @@ pub struct Program {
     pub direct: bool,
     /// How many of a hundred workers do not start.
     pub bad_starts: u64,
+    /// How many of a hundred values get lost on their way.
+    pub bad_carries: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -254,6 +256,13 @@ impl fmt::Display for Program {
         }
         if self.bad_starts > 0 {
             writeln!(formatter, "of 100 workers {} do not start", self.bad_starts)?;
+        }
+        if self.bad_carries > 0 {
+            writeln!(
+                formatter,
+                "of 100 values {} get lost on their way",
+                self.bad_carries
+            )?;
         }
         for cell in &self.cells {
             let mut words = vec![format!("cell {}", cell.id)];

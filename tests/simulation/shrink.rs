@@ -86,6 +86,9 @@ fn candidates(program: &Program) -> Vec<Program> {
     if program.bad_starts > 0 {
         changed(&|program| program.bad_starts = 0);
     }
+    if program.bad_carries > 0 {
+        changed(&|program| program.bad_carries = 0);
+    }
     for place in 0..program.targets.len() {
         if program.targets[place].workers > 1 {
             changed(&|program| program.targets[place].workers -= 1);

@@ -106,6 +106,7 @@ enum Happening {
     /// A step of a worker's task ends, if nothing came between.
     Proceeds(WorkerId, u64),
     Heard(WorkerId, Says),
+    Carried(u64, WorkerId),
     Gone(WorkerId),
 }
 
@@ -162,6 +163,8 @@ struct World<'a> {
     /// Values that have been taken and not released.
     values: BTreeMap<u64, Contents>,
     released: BTreeSet<u64>,
+    /// Which of them have been brought to whom.
+    brought: BTreeSet<(u64, WorkerId)>,
     definitions: BTreeMap<String, (Name, Vec<Statement>)>,
     client: Client,
     judge: Judge<'a>,
@@ -200,6 +203,7 @@ impl<'a> World<'a> {
             runs: BTreeMap::new(),
             values: BTreeMap::new(),
             released: BTreeSet::new(),
+            brought: BTreeSet::new(),
             definitions: definitions(program),
             client: Client::default(),
             judge: Judge::new(program),
@@ -298,6 +302,7 @@ impl<'a> World<'a> {
                 }
                 self.hear(worker, says)
             }
+            Happening::Carried(transfer, to) => self.brought(transfer, to),
             Happening::Gone(worker) => {
                 let problem = death_of(worker);
                 self.judge.died(problem.clone());
@@ -608,7 +613,8 @@ impl<'a> World<'a> {
         for step in &orders.plan.steps {
             let Step::Put(put) = step else { continue };
             let no_direct_copy = || failure("put", &[], "NoDirectCopy", "Operation not permitted");
-            let parcel = match self.values.get(&put.transfer) {
+            let value = self.values.get(&put.transfer);
+            let parcel = match value.filter(|_| self.brought.contains(&(put.transfer, id))) {
                 None => continue,
                 Some(Contents::Copy(parcel)) => Ok(parcel.clone()),
                 Some(Contents::Memory {
@@ -674,6 +680,26 @@ impl<'a> World<'a> {
         }
     }
 
+    /// A value has come to a worker's machine, or got lost on its way.
+    fn brought(&mut self, transfer: u64, to: WorkerId) -> Result<(), Violation> {
+        let mut fate = self.fate.of(("way", transfer, to.0));
+        let outcome = if fate.chance(self.program.bad_carries) {
+            let reason = format!("transfer {transfer} is cut");
+            self.judge.cut(&reason);
+            Err(reason)
+        } else {
+            if self.fault != Some(Fault::CarriesNothing) {
+                self.brought.insert((transfer, to));
+            }
+            Ok(())
+        };
+        self.tell(Event::Carried {
+            transfer,
+            to,
+            outcome,
+        })
+    }
+
     fn shows(&mut self, run: RunId, said: Said) -> Result<(), Violation> {
         let fault = self.fault;
         let Some(running) = self.runs.get_mut(&run) else {
@@ -729,7 +755,7 @@ impl<'a> World<'a> {
 
     fn perform(&mut self, effect: Effect) -> Result<(), Violation> {
         match effect {
-            Effect::StartWorker(worker, target) => self.start(worker, &target),
+            Effect::StartWorker { worker, target, .. } => self.start(worker, &target),
             Effect::Status(asked, status) => {
                 let cell = self.asked_for(&asked)?;
                 if status == "busy" {
@@ -779,6 +805,10 @@ impl<'a> World<'a> {
                     reader,
                 };
                 self.send(worker, Task::Take(take));
+            }
+            Effect::Carry { transfer, to, .. } => {
+                let delay = self.fate.delay(("carry", transfer, to.0));
+                self.plan(self.now + delay, Happening::Carried(transfer, to));
             }
             Effect::Release(transfers) => {
                 if self.fault != Some(Fault::ReleasesNothing) {
