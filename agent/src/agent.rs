@@ -8,13 +8,16 @@ use std::time::Duration;
 
 use cellferry_wire::Connection;
 use cellferry_wire::protocol::{FromAgent, ToAgent, WorkerId};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{self, SigHandler, Signal};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::mpsc;
 
 use crate::exit::signal_group;
+use crate::machine::hello;
+use crate::outlet::Outlet;
 use crate::run_dir::RunDir;
+use crate::transfers::Transfers;
 use crate::worker::{self, Command};
 use crate::{AgentError, guard};
 
@@ -30,7 +33,8 @@ pub struct Agent {
     run_dir: PathBuf,
     workers: HashMap<WorkerId, Handle>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
-    outbox: mpsc::UnboundedSender<FromAgent>,
+    transfers: Transfers,
+    outlet: Outlet,
 }
 
 #[derive(Debug)]
@@ -42,16 +46,24 @@ struct Handle {
 }
 
 impl Agent {
-    /// An agent whose workers' files go into `run_dir`, and what its workers say.
-    pub fn local(run_dir: &Path) -> (Self, mpsc::UnboundedReceiver<FromAgent>) {
+    /// An agent whose workers' own files go into `run_dir` and values into `segments`, and what it says.
+    pub fn local(run_dir: &Path, segments: &Path) -> (Self, mpsc::UnboundedReceiver<FromAgent>) {
         let (outbox, inbox) = mpsc::unbounded_channel();
-        let agent = Self {
+        (Self::new(run_dir, segments, Outlet::Here(outbox)), inbox)
+    }
+
+    /// An agent that speaks into `outlet`.
+    pub(crate) fn new(run_dir: &Path, segments: &Path, outlet: Outlet) -> Self {
+        // A limit on the size of files is an error of the write, not the agent's end.
+        // SAFETY: ignoring a signal installs no handler.
+        let _ = unsafe { signal::signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+        Self {
             run_dir: run_dir.to_owned(),
             workers: HashMap::new(),
             tasks: Vec::new(),
-            outbox,
-        };
-        (agent, inbox)
+            transfers: Transfers::new(segments.to_owned(), outlet.clone()),
+            outlet,
+        }
     }
 
     /// Does what the kernel asks. Commands for workers that are gone are dropped: their end has been told.
@@ -74,7 +86,7 @@ impl Agent {
                     self.run_dir.clone(),
                     group,
                     commands,
-                    self.outbox.clone(),
+                    self.outlet.clone(),
                 );
                 self.tasks.push(tokio::spawn(life));
             }
@@ -89,11 +101,16 @@ impl Agent {
                 }
             }
             ToAgent::StopWorker { worker, grace } => self.tell(worker, Command::Stop(grace)),
+            ToAgent::Receive { transfer, size } => self.transfers.receive(transfer, size),
+            ToAgent::Data { transfer, bytes } => self.transfers.data(transfer, bytes),
+            ToAgent::Fetch { transfer } => self.transfers.fetch(transfer),
+            ToAgent::Forget { transfers } => self.transfers.forget(transfers),
             ToAgent::Shutdown => {
                 for handle in self.workers.values() {
                     let _ = handle.commands.send(Command::Stop(GRACE));
                 }
             }
+            other => tracing::error!("not known yet: {other:?}"),
         }
     }
 
@@ -105,9 +122,11 @@ impl Agent {
         }
     }
 
-    /// Ends all workers and waits for them.
+    /// Ends all workers and transfers, and waits for them.
     pub async fn shutdown(mut self) {
         self.command(ToAgent::Shutdown);
+        // A file system that does not answer must not keep the agent.
+        let _ = tokio::time::timeout(GRACE, self.transfers.end()).await;
         for task in self.tasks {
             let _ = task.await;
         }
@@ -123,23 +142,19 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let run_dir = RunDir::make()?;
-    let guard = guard::Guard::start(guard.0, guard.1, &[run_dir.path()])?;
+    let segments = RunDir::for_values()?;
+    let guard = guard::Guard::start(guard.0, guard.1, &[run_dir.path(), segments.path()])?;
     let Connection {
         sender,
         mut receiver,
     } = Connection::<FromAgent, ToAgent>::start(reader, writer).await?;
-    let (mut agent, mut inbox) = Agent::local(run_dir.path());
-    let forward = sender.clone();
-    let forwarding = tokio::spawn(async move {
-        while let Some(message) = inbox.recv().await {
-            // After the kernel is gone, messages are drained so that workers can end.
-            forward.send(message).await;
-        }
-    });
-    let mut terminated = signal(SignalKind::terminate())?;
-    let mut hung_up = signal(SignalKind::hangup())?;
+    let outlet = Outlet::Wire(sender.clone());
+    outlet.tell(FromAgent::Hello(hello(run_dir.path(), segments.path())));
+    let mut agent = Agent::new(run_dir.path(), segments.path(), outlet);
+    let mut terminated = unix::signal(SignalKind::terminate())?;
+    let mut hung_up = unix::signal(SignalKind::hangup())?;
     // The terminal's interrupt is for the client to pass on, not for the agent.
-    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut interrupted = unix::signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
             command = receiver.recv() => match command {
@@ -157,7 +172,6 @@ where
     }
     agent.shutdown().await;
     let farewell = async {
-        let _ = forwarding.await;
         sender.finish();
         sender.closed().await;
     };
@@ -166,5 +180,6 @@ where
     // The guard ends what is left of the workers, so the notes about them go after it.
     drop(guard);
     drop(run_dir);
+    drop(segments);
     Ok(())
 }

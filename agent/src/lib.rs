@@ -6,8 +6,13 @@
 
 mod agent;
 mod exit;
+mod growing;
 pub mod guard;
+mod machine;
+mod memory;
+mod outlet;
 mod run_dir;
+mod transfers;
 mod worker;
 
 pub use agent::{Agent, serve};
