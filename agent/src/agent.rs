@@ -1,4 +1,4 @@
-//! The agent's loop: commands in, messages out.
+//! An agent: commands in, messages out.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -6,26 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use cellferry_wire::Connection;
 use cellferry_wire::protocol::{FromAgent, ToAgent, WorkerId};
 use nix::sys::signal::{self, SigHandler, Signal};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::mpsc;
 
 use crate::exit::signal_group;
-use crate::machine::hello;
 use crate::outlet::Outlet;
-use crate::run_dir::RunDir;
 use crate::transfers::Transfers;
 use crate::worker::{self, Command};
-use crate::{AgentError, guard};
 
 /// How long workers have to end by themselves when the agent ends.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// How long the agent tries to hand the last messages to the kernel.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// An agent inside this process.
 #[derive(Debug)]
@@ -131,55 +122,4 @@ impl Agent {
             let _ = task.await;
         }
     }
-}
-
-/// Serves a kernel over a byte stream until it ends, a signal comes or the kernel asks.
-///
-/// `guard` is the program, with its arguments, that cleans up if this process is killed.
-pub async fn serve<R, W>(reader: R, writer: W, guard: (&Path, &[&str])) -> Result<(), AgentError>
-where
-    R: AsyncRead + Unpin + Send + 'static,
-    W: AsyncWrite + Unpin + Send + 'static,
-{
-    let run_dir = RunDir::make()?;
-    let segments = RunDir::for_values()?;
-    let guard = guard::Guard::start(guard.0, guard.1, &[run_dir.path(), segments.path()])?;
-    let Connection {
-        sender,
-        mut receiver,
-    } = Connection::<FromAgent, ToAgent>::start(reader, writer).await?;
-    let outlet = Outlet::Wire(sender.clone());
-    outlet.tell(FromAgent::Hello(hello(run_dir.path(), segments.path())));
-    let mut agent = Agent::new(run_dir.path(), segments.path(), outlet);
-    let mut terminated = unix::signal(SignalKind::terminate())?;
-    let mut hung_up = unix::signal(SignalKind::hangup())?;
-    // The terminal's interrupt is for the client to pass on, not for the agent.
-    let mut interrupted = unix::signal(SignalKind::interrupt())?;
-    loop {
-        tokio::select! {
-            command = receiver.recv() => match command {
-                Some(Ok(ToAgent::Shutdown)) | None => break,
-                Some(Ok(command)) => agent.command(command),
-                Some(Err(error)) => {
-                    tracing::error!("the kernel's stream broke: {error}");
-                    break;
-                }
-            },
-            _ = terminated.recv() => break,
-            _ = hung_up.recv() => break,
-            _ = interrupted.recv() => {}
-        }
-    }
-    agent.shutdown().await;
-    let farewell = async {
-        sender.finish();
-        sender.closed().await;
-    };
-    // A kernel that does not read any more must not keep the agent.
-    let _ = tokio::time::timeout(FAREWELL, farewell).await;
-    // The guard ends what is left of the workers, so the notes about them go after it.
-    drop(guard);
-    drop(run_dir);
-    drop(segments);
-    Ok(())
 }

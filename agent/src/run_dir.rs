@@ -91,6 +91,11 @@ impl RunDir {
         }
     }
 
+    /// One that has been made, of mode 0700, in a directory that all agents of this user share.
+    pub fn given(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -104,5 +109,18 @@ impl Drop for RunDir {
         {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
         }
+        remove_common(&self.path);
+    }
+}
+
+/// Removes the directory that all agents of a user share, if `path` was the last in it.
+pub fn remove_common(path: &Path) {
+    let ours = |parent: &&Path| {
+        let name = parent.file_name().unwrap_or_default();
+        name.as_encoded_bytes().starts_with(b"cellferry-")
+    };
+    if let Some(parent) = path.parent().filter(ours) {
+        // Others may be in it.
+        let _ = std::fs::remove_dir(parent);
     }
 }

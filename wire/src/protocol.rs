@@ -516,12 +516,15 @@ fn stream_of(worker: WorkerId) -> u32 {
 /// The stream of listings.
 const LISTINGS: u32 = TRANSFERS - 1;
 
-/// The streams of transfers begin here. Each has its own, so that one which is not taken holds up no other.
+/// The streams of transfers begin here.
 const TRANSFERS: u32 = 1 << 31;
 
+/// How many streams transfers share: enough that one which is not taken hardly ever holds up another. A stream each
+/// would leave something behind for each transfer that there ever was.
+const TRANSFER_STREAMS: u64 = 256;
+
 fn stream_of_transfer(transfer: u64) -> u32 {
-    // A stream is free again once nothing of it is on its way, long before the numbers come round.
-    TRANSFERS | u32::try_from(transfer % u64::from(TRANSFERS)).unwrap_or_default()
+    TRANSFERS | u32::try_from(transfer % TRANSFER_STREAMS).unwrap_or_default()
 }
 
 fn only(parts: Parts) -> Result<Bytes, WireError> {
