@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use cellferry_wire::Held;
 use cellferry_wire::protocol::{FromAgent, ToAgent, WorkerId};
 use nix::sys::signal::{self, SigHandler, Signal};
 use tokio::sync::mpsc;
@@ -59,6 +60,11 @@ impl Agent {
 
     /// Does what the kernel asks. Commands for workers that are gone are dropped: their end has been told.
     pub fn command(&mut self, command: ToAgent) {
+        self.obey(command, None);
+    }
+
+    /// The same, for a command that came over a wire: what it holds is let go once it is done.
+    pub(crate) fn obey(&mut self, command: ToAgent, held: Option<Held>) {
         match command {
             ToAgent::StartWorker { worker, spec } => {
                 let (sender, commands) = mpsc::unbounded_channel();
@@ -93,7 +99,7 @@ impl Agent {
             }
             ToAgent::StopWorker { worker, grace } => self.tell(worker, Command::Stop(grace)),
             ToAgent::Receive { transfer, size } => self.transfers.receive(transfer, size),
-            ToAgent::Data { transfer, bytes } => self.transfers.data(transfer, bytes),
+            ToAgent::Data { transfer, bytes } => self.transfers.data(transfer, (bytes, held)),
             ToAgent::Fetch { transfer } => self.transfers.fetch(transfer),
             ToAgent::Forget { transfers } => self.transfers.forget(transfers),
             ToAgent::Shutdown => {

@@ -161,10 +161,10 @@ async fn farewell(sender: &Sender<FromAgent>) {
 
 /// Does what the kernel asks until it asks for the end, or says nothing any more.
 async fn obey(agent: &mut Agent, receiver: &mut Receiver<ToAgent>) {
-    while let Some(command) = receiver.recv().await {
+    while let Some(command) = receiver.recv_held().await {
         match command {
-            Ok(ToAgent::Shutdown) => return,
-            Ok(command) => agent.command(command),
+            Ok((ToAgent::Shutdown, _)) => return,
+            Ok((command, held)) => agent.obey(command, Some(held)),
             Err(error) => {
                 tracing::error!("the kernel's stream broke: {error}");
                 return;

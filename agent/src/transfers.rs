@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use cellferry_wire::Held;
 use cellferry_wire::protocol::{FromAgent, PIECE};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -35,8 +36,11 @@ struct Job {
     cancel: CancellationToken,
     task: JoinHandle<()>,
     /// Takes what comes, if it is one that comes; closed, it is given up.
-    pieces: Option<mpsc::UnboundedSender<Bytes>>,
+    pieces: Option<mpsc::UnboundedSender<Piece>>,
 }
+
+/// Bytes, and their credit, if they came over a wire: it goes back when they are written.
+type Piece = (Bytes, Option<Held>);
 
 impl Transfers {
     /// Values are kept in `segments`.
@@ -56,10 +60,10 @@ impl Transfers {
     }
 
     /// The next bytes of what comes. If it has failed, the kernel knows.
-    pub fn data(&mut self, transfer: u64, bytes: Bytes) {
+    pub fn data(&mut self, transfer: u64, piece: Piece) {
         let job = self.jobs.get(&transfer);
         if let Some(pieces) = job.and_then(|job| job.pieces.as_ref()) {
-            let _ = pieces.send(bytes);
+            let _ = pieces.send(piece);
         }
     }
 
@@ -140,7 +144,7 @@ impl Transfers {
     fn start<F>(
         &mut self,
         transfer: u64,
-        pieces: Option<mpsc::UnboundedSender<Bytes>>,
+        pieces: Option<mpsc::UnboundedSender<Piece>>,
         run: impl FnOnce(CancellationToken) -> F,
     ) where
         F: Future<Output = ()> + Send + 'static,
@@ -162,7 +166,7 @@ impl Transfers {
 /// Writes what arrives until it is whole. `None` if it was given up; then nothing is left of it.
 fn write(
     create: impl FnOnce() -> Result<Growing, String>,
-    mut arriving: mpsc::UnboundedReceiver<Bytes>,
+    mut arriving: mpsc::UnboundedReceiver<Piece>,
     given_up: &CancellationToken,
 ) -> Option<Result<(), String>> {
     let mut growing = match create() {
@@ -170,8 +174,8 @@ fn write(
         Err(reason) => return Some(Err(reason)),
     };
     while growing.left() > 0 {
-        let piece = arriving.blocking_recv()?;
-        if let Err(reason) = growing.write(&piece) {
+        let (bytes, _held) = arriving.blocking_recv()?;
+        if let Err(reason) = growing.write(&bytes) {
             return Some(Err(reason));
         }
     }

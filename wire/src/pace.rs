@@ -1,0 +1,229 @@
+//! How much may be on its way at once, so that what matters never queues long behind a transfer.
+//!
+//! What TCP and routers have taken cannot be overtaken. So no more bulk is given to the link than keeps it busy:
+//! its rate times the round trip without queues plus [`QUEUE`], measured from acknowledgements, as BBR does
+//! (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14(5), 2016): the rate is the largest of
+//! the last rounds, the round trip the smallest of the last ten seconds, looked for with the link nearly empty if it
+//! was not seen by itself. The end of the first ramp, and forgetting old rates when the queue is long, go by
+//! delay, as in HyStart++ (RFC 9406) and LEDBAT (RFC 6817).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::frame::CHUNK;
+
+/// The least that may be on its way, in bytes.
+pub const LEAST: usize = 256 << 10;
+
+/// The most that may be on its way, in bytes.
+pub const MOST: usize = 64 << 20;
+
+/// How long the queue may be that keeps the link busy: it covers late acknowledgements and uneven rates.
+const QUEUE: Duration = Duration::from_millis(40);
+
+/// The shortest time over which a rate is measured.
+const ROUND: Duration = Duration::from_millis(20);
+
+/// Of so many rounds, the fastest counts.
+const ROUNDS: usize = 8;
+
+/// With nothing on its way for longer than this, there was nothing to send.
+const IDLE: Duration = Duration::from_millis(1);
+
+/// While the ramp lasts, so many round trips' worth may be on its way. It doubles every two round trips or faster.
+const RAMP: u32 = 3;
+
+/// A smallest round trip older than this is looked for again.
+const BASE_AGE: Duration = Duration::from_secs(10);
+
+/// A link slower than this, in bytes a second, is worth compressing for: zstd at level 1 is well above.
+const SLOW: f64 = 150e6;
+
+/// The window of one byte stream.
+#[derive(Debug)]
+pub struct Pace {
+    in_flight: usize,
+    delivered: u64,
+    last_acked: Instant,
+    window: usize,
+    /// The smallest round trip, and when it was seen.
+    base: Option<(Duration, Instant)>,
+    /// Bytes a second of the last rounds.
+    rates: VecDeque<f64>,
+    round: Round,
+    ramping: bool,
+    probe: Option<Probe>,
+}
+
+/// A time over which the rate is measured.
+#[derive(Debug)]
+struct Round {
+    start: Instant,
+    /// What had been delivered at its start.
+    delivered: u64,
+    /// Whether the window held something back, so that the link was busy.
+    full: bool,
+    /// The smallest round trip in it.
+    least: Option<Duration>,
+}
+
+/// The look for the smallest round trip.
+#[derive(Clone, Copy, Debug)]
+enum Probe {
+    /// Until next to nothing is on its way, or small chunks keep that from coming about.
+    Draining(Instant),
+    /// Until a frame sent since then is acknowledged.
+    Since(Instant),
+}
+
+impl Pace {
+    /// Nothing is known.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            in_flight: 0,
+            delivered: 0,
+            last_acked: now,
+            window: LEAST,
+            base: None,
+            rates: VecDeque::new(),
+            round: Round::new(now, 0),
+            ramping: true,
+            probe: None,
+        }
+    }
+
+    /// Whether a chunk may be sent. One more chunk than fits is let through.
+    pub fn has_room(&self) -> bool {
+        self.in_flight
+            < if self.probe.is_some() {
+                CHUNK
+            } else {
+                self.window
+            }
+    }
+
+    /// Whether a small chunk may be sent.
+    pub fn has_room_for_small(&self) -> bool {
+        self.in_flight < self.window + LEAST
+    }
+
+    /// Something has been held back.
+    pub fn was_full(&mut self) {
+        self.round.full = true;
+    }
+
+    /// Whether the link is slow and busy, so that compressing costs no time.
+    pub fn is_worth_squeezing(&self) -> bool {
+        let slow = self.rate().is_some_and(|rate| rate < SLOW);
+        slow && self.in_flight >= self.window / 2
+    }
+
+    /// Bytes have been sent.
+    pub fn sent(&mut self, wire: usize, now: Instant) {
+        if self.in_flight == 0 && now - self.last_acked > IDLE {
+            self.round = Round::new(now, self.delivered);
+        }
+        self.in_flight += wire;
+    }
+
+    /// Some that were counted as sent are not.
+    pub fn shrunk(&mut self, less: usize) {
+        self.in_flight = self.in_flight.saturating_sub(less);
+    }
+
+    /// A round trip was seen, at whatever length of the queue.
+    pub fn round_trip(&mut self, round_trip: Duration, now: Instant) {
+        if self.base.is_none_or(|(base, _)| round_trip <= base) {
+            self.base = Some((round_trip, now));
+        }
+    }
+
+    /// Bytes have arrived, the last of them sent at `sent`.
+    pub fn acked(&mut self, wire: usize, sent: Instant, now: Instant) {
+        self.in_flight = self.in_flight.saturating_sub(wire);
+        self.delivered += wire as u64;
+        self.last_acked = now;
+        let round_trip = now - sent;
+        self.round_trip(round_trip, now);
+        self.round.least = Some(
+            self.round
+                .least
+                .map_or(round_trip, |least| least.min(round_trip)),
+        );
+        self.look_for_base(round_trip, sent, now);
+        let Some((base, _)) = self.base else {
+            return;
+        };
+        if round_trip > base + QUEUE {
+            self.ramping = false;
+        }
+        if now - self.round.start >= base.max(ROUND) {
+            self.end_round(base, now);
+        }
+    }
+
+    fn look_for_base(&mut self, round_trip: Duration, sent: Instant, now: Instant) {
+        match self.probe {
+            None => {
+                let old = self.base.is_some_and(|(_, seen)| now - seen > BASE_AGE);
+                if old && self.in_flight > 0 {
+                    let base = self.base.map_or(QUEUE, |(base, _)| base);
+                    self.probe = Some(Probe::Draining(now + 4 * (base + QUEUE)));
+                }
+            }
+            Some(Probe::Draining(until)) if self.in_flight < CHUNK || now > until => {
+                self.probe = Some(Probe::Since(now));
+            }
+            Some(Probe::Since(start)) if sent >= start => {
+                self.base = Some((round_trip, now));
+                self.probe = None;
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn end_round(&mut self, base: Duration, now: Instant) {
+        let seconds = (now - self.round.start).as_secs_f64();
+        let rate = (self.delivered - self.round.delivered) as f64 / seconds;
+        let congested = self
+            .round
+            .least
+            .is_some_and(|least| least > base + 2 * QUEUE);
+        if congested {
+            // The queue is longer than what we meant it to be: the link has become slower than it was.
+            self.rates.clear();
+        }
+        if self.round.full || self.rate().is_none_or(|fastest| rate > fastest) {
+            self.rates.push_back(rate);
+            if self.rates.len() > ROUNDS {
+                self.rates.pop_front();
+            }
+        }
+        let mut span = base + QUEUE;
+        if self.ramping {
+            span = span.max(RAMP * base);
+        }
+        let window = self.rate().unwrap_or_default() * span.as_secs_f64();
+        // The cast saturates.
+        self.window = (window as usize).clamp(LEAST, MOST);
+        self.round = Round::new(now, self.delivered);
+    }
+
+    /// Bytes a second.
+    fn rate(&self) -> Option<f64> {
+        self.rates.iter().copied().reduce(f64::max)
+    }
+}
+
+impl Round {
+    fn new(start: Instant, delivered: u64) -> Self {
+        Self {
+            start,
+            delivered,
+            full: false,
+            least: None,
+        }
+    }
+}
