@@ -102,6 +102,18 @@ impl Agent {
             ToAgent::Data { transfer, bytes } => self.transfers.data(transfer, (bytes, held)),
             ToAgent::Fetch { transfer } => self.transfers.fetch(transfer),
             ToAgent::Forget { transfers } => self.transfers.forget(transfers),
+            ToAgent::OpenDoor { secret } => self.transfers.open_door(secret),
+            ToAgent::Pull {
+                transfer,
+                size,
+                from,
+                secret,
+            } => self.transfers.pull(transfer, size, from, secret),
+            ToAgent::Push {
+                transfer,
+                to,
+                secret,
+            } => self.transfers.push(transfer, to, secret),
             ToAgent::Shutdown => {
                 for handle in self.workers.values() {
                     let _ = handle.commands.send(Command::Stop(GRACE));

@@ -7,6 +7,7 @@
 
 mod agent;
 pub mod attach;
+mod direct;
 mod exit;
 mod growing;
 pub mod guard;
@@ -16,6 +17,7 @@ mod outlet;
 mod place;
 mod run_dir;
 mod serve;
+mod tickets;
 mod transfers;
 mod worker;
 

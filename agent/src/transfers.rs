@@ -1,42 +1,35 @@
-//! Values and files on their way between the kernel and this machine.
+//! Values and files on their way to and from this machine.
 //!
 //! Each transfer is a task of its own, and its reads and writes happen off the agent's loop, so neither a large value nor a
 //! slow disk holds up output and interrupts.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use cellferry_wire::Held;
-use cellferry_wire::protocol::{FromAgent, PIECE};
+use cellferry_wire::protocol::{DOOR_IDLE, FromAgent, PIECE, Secret};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio_util::sync::CancellationToken;
 
+use crate::direct::{self, Door, Shelf};
 use crate::growing::{Growing, remove};
 use crate::outlet::Outlet;
-
-/// How many forgotten numbers are remembered whose transfer has not been seen: it may be on its way still.
-const FORGOTTEN: usize = 10_000;
+use crate::tickets::{Refusal, Ticket, Tickets, Way};
 
 /// All transfers of one agent.
 #[derive(Debug)]
 pub struct Transfers {
     segments: PathBuf,
     outlet: Outlet,
-    jobs: HashMap<u64, Job>,
-    forgotten: BTreeSet<u64>,
-}
-
-/// A transfer under way.
-#[derive(Debug)]
-struct Job {
-    cancel: CancellationToken,
-    task: JoinHandle<()>,
-    /// Takes what comes, if it is one that comes; closed, it is given up.
-    pieces: Option<mpsc::UnboundedSender<Piece>>,
+    tickets: Tickets,
+    /// What takes the pieces of each transfer that comes from the kernel; dropped, it is given up.
+    arriving: HashMap<u64, mpsc::UnboundedSender<Piece>>,
+    tasks: Vec<JoinHandle<()>>,
+    door: Option<Door>,
 }
 
 /// Bytes, and their credit, if they came over a wire: it goes back when they are written.
@@ -48,8 +41,10 @@ impl Transfers {
         Self {
             segments,
             outlet,
-            jobs: HashMap::new(),
-            forgotten: BTreeSet::new(),
+            tickets: Tickets::default(),
+            arriving: HashMap::new(),
+            tasks: Vec::new(),
+            door: None,
         }
     }
 
@@ -61,9 +56,10 @@ impl Transfers {
 
     /// The next bytes of what comes. If it has failed, the kernel knows.
     pub fn data(&mut self, transfer: u64, piece: Piece) {
-        let job = self.jobs.get(&transfer);
-        if let Some(pieces) = job.and_then(|job| job.pieces.as_ref()) {
-            let _ = pieces.send(piece);
+        if let Some(arriving) = self.arriving.get(&transfer)
+            && arriving.send(piece).is_err()
+        {
+            self.arriving.remove(&transfer);
         }
     }
 
@@ -71,8 +67,8 @@ impl Transfers {
     pub fn fetch(&mut self, transfer: u64) {
         let path = self.segment(transfer);
         let outlet = self.outlet.clone();
-        self.start(transfer, None, async move |cancel| {
-            send(transfer, path, &outlet, &cancel).await;
+        self.start(transfer, Way::Away, async move |ticket| {
+            send(&ticket, path, &outlet).await;
         });
     }
 
@@ -81,16 +77,8 @@ impl Transfers {
         let mut files = Vec::new();
         for transfer in transfers {
             let path = self.segment(transfer);
-            match self.jobs.remove(&transfer) {
-                Some(job) => job.cancel.cancel(),
-                None if path.exists() => {}
-                None => {
-                    self.forgotten.insert(transfer);
-                    if self.forgotten.len() > FORGOTTEN {
-                        self.forgotten.pop_first();
-                    }
-                }
-            }
+            self.tickets.forget(transfer, path.exists());
+            self.arriving.remove(&transfer);
             files.push(path);
         }
         // To free a gigabyte of memory takes a while.
@@ -99,17 +87,58 @@ impl Transfers {
         }));
     }
 
+    /// Opens the door, unless it is open.
+    pub fn open_door(&mut self, secret: Secret) {
+        let open = self.door.as_ref().filter(|door| door.is_open(&secret));
+        let addresses = match open {
+            Some(door) => Ok(door.addresses().to_vec()),
+            None => Door::open(secret, self.shelf(), DOOR_IDLE)
+                .map(|door| self.door.insert(door).addresses().to_vec()),
+        };
+        self.outlet.tell(match addresses {
+            Ok(addresses) => FromAgent::Door { addresses },
+            Err(error) => FromAgent::DoorFailed {
+                reason: format!("cannot listen for other agents: {error}"),
+            },
+        });
+    }
+
+    /// Gets a value from another agent's door.
+    pub fn pull(&mut self, transfer: u64, size: u64, from: Vec<SocketAddr>, secret: Secret) {
+        let shelf = self.shelf();
+        self.start(transfer, Way::Here, async move |ticket| {
+            direct::pull(&shelf, ticket, size, &from, &secret).await;
+        });
+    }
+
+    /// Brings a value to another agent's door.
+    pub fn push(&mut self, transfer: u64, to: Vec<SocketAddr>, secret: Secret) {
+        let shelf = self.shelf();
+        self.start(transfer, Way::Away, async move |ticket| {
+            direct::push(&shelf, ticket, &to, &secret).await;
+        });
+    }
+
     /// Gives up everything; returns once nothing is written any more.
-    pub async fn end(self) {
-        for job in self.jobs.into_values() {
-            job.cancel.cancel();
-            drop(job.pieces);
-            let _ = job.task.await;
+    pub async fn end(mut self) {
+        self.door = None;
+        self.arriving.clear();
+        self.tickets.forget_all();
+        for task in self.tasks {
+            let _ = task.await;
         }
     }
 
     fn segment(&self, transfer: u64) -> PathBuf {
         self.segments.join(transfer.to_string())
+    }
+
+    fn shelf(&self) -> Shelf {
+        Shelf {
+            segments: self.segments.clone(),
+            outlet: self.outlet.clone(),
+            tickets: self.tickets.clone(),
+        }
     }
 
     /// Writes what will come into a new file.
@@ -118,14 +147,11 @@ impl Transfers {
         transfer: u64,
         create: impl FnOnce() -> Result<Growing, String> + Send + 'static,
     ) {
-        if self.forgotten.remove(&transfer) {
-            return;
-        }
         let (pieces, arriving) = mpsc::unbounded_channel();
         let outlet = self.outlet.clone();
-        self.start(transfer, Some(pieces), async move |cancel| {
-            let given_up = cancel.clone();
-            let stored = spawn_blocking(move || write(create, arriving, &given_up)).await;
+        self.arriving.retain(|_, pieces| !pieces.is_closed());
+        let started = self.start(transfer, Way::Here, async move |ticket| {
+            let stored = spawn_blocking(move || write(create, arriving, &ticket)).await;
             let answer = match stored {
                 Ok(Some(Ok(()))) => FromAgent::Stored { transfer },
                 Ok(Some(Err(reason))) => FromAgent::TransferFailed { transfer, reason },
@@ -135,31 +161,31 @@ impl Transfers {
                     reason: error.to_string(),
                 },
             };
-            if !cancel.is_cancelled() {
-                outlet.tell(answer);
-            }
+            outlet.tell(answer);
         });
+        if started {
+            self.arriving.insert(transfer, pieces);
+        }
     }
 
-    fn start<F>(
-        &mut self,
-        transfer: u64,
-        pieces: Option<mpsc::UnboundedSender<Piece>>,
-        run: impl FnOnce(CancellationToken) -> F,
-    ) where
+    /// False if the transfer cannot begin.
+    fn start<F>(&mut self, transfer: u64, way: Way, run: impl FnOnce(Ticket) -> F) -> bool
+    where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.jobs.retain(|_, job| !job.task.is_finished());
-        let cancel = CancellationToken::new();
-        let job = Job {
-            task: tokio::spawn(run(cancel.clone())),
-            cancel,
-            pieces,
-        };
-        if let Some(earlier) = self.jobs.insert(transfer, job) {
-            tracing::error!("transfer {transfer} was begun twice; the first is given up");
-            earlier.cancel.cancel();
+        self.tasks.retain(|task| !task.is_finished());
+        match self.tickets.begin(transfer, way) {
+            Ok(ticket) => {
+                self.tasks.push(tokio::spawn(run(ticket)));
+                return true;
+            }
+            Err(Refusal::Forgotten) => {}
+            Err(refusal @ Refusal::Coming) => self.outlet.tell(FromAgent::TransferFailed {
+                transfer,
+                reason: refusal.to_string(),
+            }),
         }
+        false
     }
 }
 
@@ -167,7 +193,7 @@ impl Transfers {
 fn write(
     create: impl FnOnce() -> Result<Growing, String>,
     mut arriving: mpsc::UnboundedReceiver<Piece>,
-    given_up: &CancellationToken,
+    ticket: &Ticket,
 ) -> Option<Result<(), String>> {
     let mut growing = match create() {
         Ok(growing) => growing,
@@ -179,14 +205,15 @@ fn write(
             return Some(Err(reason));
         }
     }
-    if given_up.is_cancelled() {
+    if ticket.is_cancelled() {
         return None;
     }
     Some(growing.finish())
 }
 
 /// Sends a file in pieces, and how that ended.
-async fn send(transfer: u64, path: PathBuf, outlet: &Outlet, cancel: &CancellationToken) {
+async fn send(ticket: &Ticket, path: PathBuf, outlet: &Outlet) {
+    let transfer = ticket.transfer();
     let sending = async {
         let mut size = 0;
         let last = match send_pieces(transfer, &path, outlet, &mut size).await {
@@ -198,7 +225,10 @@ async fn send(transfer: u64, path: PathBuf, outlet: &Outlet, cancel: &Cancellati
         };
         outlet.send(last).await;
     };
-    cancel.run_until_cancelled(sending).await;
+    tokio::select! {
+        () = ticket.cancelled() => {}
+        () = sending => {}
+    }
 }
 
 async fn send_pieces(

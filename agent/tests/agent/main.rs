@@ -6,5 +6,6 @@
 
 mod attach;
 mod common;
+mod doors;
 mod transfers;
 mod workers;
