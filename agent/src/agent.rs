@@ -12,6 +12,7 @@ use nix::sys::signal::{self, SigHandler, Signal};
 use tokio::sync::mpsc;
 
 use crate::exit::signal_group;
+use crate::files;
 use crate::outlet::Outlet;
 use crate::transfers::Transfers;
 use crate::worker::{self, Command};
@@ -119,7 +120,42 @@ impl Agent {
                     let _ = handle.commands.send(Command::Stop(GRACE));
                 }
             }
-            other => tracing::error!("not known yet: {other:?}"),
+            ToAgent::List { request, pattern } => files::answer(&self.outlet, move || {
+                let outcome = files::list(&pattern);
+                FromAgent::Listing { request, outcome }
+            }),
+            ToAgent::ReceiveFile {
+                transfer,
+                path,
+                mode,
+                size,
+            } => self.transfers.receive_file(transfer, path, mode, size),
+            ToAgent::FetchFile { transfer, path } => self.transfers.fetch_file(transfer, &path),
+            ToAgent::CopyFile {
+                request,
+                from,
+                to,
+                mode,
+            } => files::answer(&self.outlet, move || {
+                let outcome = files::copy_file(&from, &to, mode);
+                FromAgent::Made { request, outcome }
+            }),
+            ToAgent::MakeDirectory {
+                request,
+                path,
+                mode,
+            } => files::answer(&self.outlet, move || {
+                let outcome = files::make_directory(&path, mode);
+                FromAgent::Made { request, outcome }
+            }),
+            ToAgent::MakeLink {
+                request,
+                path,
+                target,
+            } => files::answer(&self.outlet, move || {
+                let outcome = files::make_link(&path, &target);
+                FromAgent::Made { request, outcome }
+            }),
         }
     }
 

@@ -18,6 +18,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
+use crate::files::home;
 use crate::place::{Claim, Claimed, claim, find};
 use crate::run_dir::RunDir;
 use crate::{AgentError, OWN_PROGRAM, serve};
@@ -183,12 +184,6 @@ impl Log {
             text
         }))
     }
-}
-
-fn home() -> PathBuf {
-    std::env::home_dir()
-        .filter(|home| home.is_dir())
-        .unwrap_or_else(|| PathBuf::from("/"))
 }
 
 /// Copies both ways between the standard streams and the agent until either ends. Returns how many bytes the agent sent.

@@ -1,8 +1,8 @@
 //! A file that is not whole yet, and is gone if it never will be.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -28,15 +28,9 @@ impl Growing {
 
     /// A file of the user's, with the directories that it needs. It replaces one of its name only when it is whole.
     pub fn file(path: PathBuf, mode: u32, size: u64) -> Result<Self, String> {
-        let name = path
-            .file_name()
-            .ok_or_else(|| format!("`{}` names no file", path.display()))?;
-        let number = uuid::Uuid::new_v4().simple().to_string();
-        // A name may be as long as the file system allows, so ours does not grow with it.
-        let start: String = name.to_string_lossy().chars().take(32).collect();
-        let now = path.with_file_name(format!(".{start}.{}", &number[..12]));
+        let now = beside(&path)?;
         if let Some(parent) = path.parent() {
-            make_parents(parent)?;
+            make_directories(parent)?;
         }
         let growing = Self::create(now, path, size)?;
         growing
@@ -81,6 +75,14 @@ impl Growing {
             .map_err(|error| self.cannot("write", &error))
     }
 
+    /// Adds all that is missing from another file; where the file system can share the blocks, nothing is copied.
+    pub fn copy(&mut self, from: &mut File) -> Result<(), String> {
+        let copied = io::copy(&mut from.take(self.left), &mut self.file)
+            .map_err(|error| self.cannot("write", &error))?;
+        self.left -= copied;
+        Ok(())
+    }
+
     /// It is whole, and gets its name.
     pub fn finish(mut self) -> Result<(), String> {
         if self.left > 0 {
@@ -119,12 +121,20 @@ pub fn remove(path: &Path) {
     }
 }
 
+/// A name that nobody else uses, in the same directory.
+pub fn beside(path: &Path) -> Result<PathBuf, String> {
+    let name = path
+        .file_name()
+        .ok_or_else(|| format!("`{}` names no file", path.display()))?;
+    let number = uuid::Uuid::new_v4().simple().to_string();
+    // A name may be as long as the file system allows, so ours does not grow with it.
+    let start: String = name.to_string_lossy().chars().take(32).collect();
+    Ok(path.with_file_name(format!(".{start}.{}", &number[..12])))
+}
+
 /// Makes a directory and those above it, as the user's own `mkdir -p` would.
-pub fn make_parents(path: &Path) -> Result<(), String> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o777)
-        .create(path)
+pub fn make_directories(path: &Path) -> Result<(), String> {
+    std::fs::create_dir_all(path)
         .map_err(|error| format!("cannot make the directory `{}`: {error}", path.display()))
 }
 

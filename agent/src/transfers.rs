@@ -5,19 +5,21 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use cellferry_wire::Held;
-use cellferry_wire::protocol::{DOOR_IDLE, FromAgent, PIECE, Secret};
+use cellferry_wire::protocol::{DOOR_IDLE, FilePath, FromAgent, Secret};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::direct::{self, Door, Shelf};
+use crate::files::resolve;
 use crate::growing::{Growing, remove};
 use crate::outlet::Outlet;
+use crate::pool::Pool;
 use crate::tickets::{Refusal, Ticket, Tickets, Way};
 
 /// All transfers of one agent.
@@ -63,9 +65,29 @@ impl Transfers {
         }
     }
 
+    /// A file of the user's will come.
+    pub fn receive_file(&mut self, transfer: u64, path: FilePath, mode: u32, size: u64) {
+        self.store(transfer, move || {
+            Growing::file(resolve(&path)?.whole(), mode, size)
+        });
+    }
+
+    /// Sends a file of the user's.
+    pub fn fetch_file(&mut self, transfer: u64, path: &FilePath) {
+        match resolve(path) {
+            Ok(resolved) => self.send(transfer, resolved.whole()),
+            Err(reason) => self
+                .outlet
+                .tell(FromAgent::TransferFailed { transfer, reason }),
+        }
+    }
+
     /// Sends a value.
     pub fn fetch(&mut self, transfer: u64) {
-        let path = self.segment(transfer);
+        self.send(transfer, self.segment(transfer));
+    }
+
+    fn send(&mut self, transfer: u64, path: PathBuf) {
         let outlet = self.outlet.clone();
         self.start(transfer, Way::Away, async move |ticket| {
             send(&ticket, path, &outlet).await;
@@ -238,27 +260,28 @@ async fn send_pieces(
     size: &mut u64,
 ) -> io::Result<()> {
     let path = path.to_owned();
-    let mut file = off_loop(move || File::open(path)).await?;
+    let mut file = off_loop(move || open(&path)).await?;
+    let pool = Pool::default();
     loop {
-        let piece;
-        (file, piece) = off_loop(move || read_piece(file)).await?;
-        if piece.is_empty() {
+        let (bytes, lender);
+        lender = pool.clone();
+        (file, bytes) = off_loop(move || lender.read(&mut file).map(|bytes| (file, bytes))).await?;
+        if bytes.is_empty() {
             return Ok(());
         }
-        *size += piece.len() as u64;
-        let bytes = Bytes::from(piece);
+        *size += bytes.len() as u64;
         if !outlet.send(FromAgent::Data { transfer, bytes }).await {
             return Ok(());
         }
     }
 }
 
-fn read_piece(mut file: File) -> io::Result<(File, Vec<u8>)> {
-    let mut piece = Vec::with_capacity(PIECE);
-    io::Read::by_ref(&mut file)
-        .take(PIECE as u64)
-        .read_to_end(&mut piece)?;
-    Ok((file, piece))
+fn open(path: &Path) -> io::Result<File> {
+    // To open a pipe would wait for a writer.
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    File::open(path)
 }
 
 /// Does what may block on a thread for that.

@@ -30,6 +30,7 @@ use zeromq::{
 };
 
 use crate::exit::{exit_of, signal_group};
+use crate::files::expand;
 use crate::guard;
 use crate::memory::Kills;
 use crate::outlet::Outlet;
@@ -138,7 +139,7 @@ impl Process {
         run_dir: &Path,
         place: &Path,
     ) -> Result<Self, StartFailure> {
-        let workdir = spec.workdir.as_deref().map(expand_home);
+        let workdir = spec.workdir.as_deref().map(expand);
         if let Some(workdir) = &workdir {
             usable(workdir).map_err(|error| StartFailure::Workdir {
                 path: workdir.display().to_string(),
@@ -166,7 +167,7 @@ impl Process {
                 program: String::new(),
                 error: "no program is named".to_owned(),
             })?;
-        let program = expand_home(name);
+        let program = expand(name);
         let mut command = tokio::process::Command::new(&program);
         command
             .args(rest)
@@ -556,16 +557,6 @@ fn usable(path: &Path) -> std::io::Result<()> {
         .prefix(".cellferry-")
         .tempfile_in(path)?;
     Ok(())
-}
-
-fn expand_home(path: &str) -> PathBuf {
-    match (path.strip_prefix('~'), std::env::var_os("HOME")) {
-        (Some(""), Some(home)) => PathBuf::from(home),
-        (Some(rest), Some(home)) if rest.starts_with('/') => {
-            Path::new(&home).join(rest.trim_start_matches('/'))
-        }
-        _ => PathBuf::from(path),
-    }
 }
 
 /// Keeps the last of what a worker writes past ipykernel.

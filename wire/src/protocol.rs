@@ -211,7 +211,7 @@ pub enum ToAgent {
         /// Its permissions: of the mode, the last nine bits.
         mode: u32,
     },
-    /// Make a directory, or give it these permissions if it is there. Answered by [`FromAgent::Made`].
+    /// Make a directory and those above it; if it is there, give it these permissions. Answered by [`FromAgent::Made`].
     MakeDirectory {
         /// Which question.
         request: u64,

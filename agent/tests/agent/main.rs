@@ -7,5 +7,6 @@
 mod attach;
 mod common;
 mod doors;
+mod files;
 mod transfers;
 mod workers;
