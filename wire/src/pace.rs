@@ -4,7 +4,7 @@
 //! its rate times the round trip without queues plus [`QUEUE`], measured from acknowledgements, as BBR does
 //! (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14(5), 2016): the rate is the largest of
 //! the last rounds, the round trip the smallest of the last ten seconds, looked for with the link nearly empty if it
-//! was not seen by itself. The end of the first ramp, and forgetting old rates when the queue is long, go by
+//! was not seen by itself. Nor is it given all at once after a pause, but as it can send it. The end of the first ramp, and forgetting old rates when the queue is long, go by
 //! delay, as in HyStart++ (RFC 9406) and LEDBAT (RFC 6817).
 
 use std::collections::VecDeque;
@@ -35,6 +35,9 @@ const IDLE: Duration = Duration::from_millis(1);
 /// While the ramp lasts, so many round trips' worth may be on its way. It doubles every two round trips or faster.
 const RAMP: u32 = 3;
 
+/// So much faster than the measured rate is tried, so that a faster link is noticed.
+const HEADROOM: f64 = 1.25;
+
 /// A smallest round trip older than this is looked for again.
 const BASE_AGE: Duration = Duration::from_secs(10);
 
@@ -48,6 +51,10 @@ pub struct Pace {
     delivered: u64,
     last_acked: Instant,
     window: usize,
+    /// The window by the time that it is for: bytes a second.
+    speed: f64,
+    /// When the link will have sent what it was given.
+    drained: Instant,
     /// The smallest round trip, and when it was seen.
     base: Option<(Duration, Instant)>,
     /// Bytes a second of the last rounds.
@@ -86,6 +93,8 @@ impl Pace {
             delivered: 0,
             last_acked: now,
             window: LEAST,
+            speed: f64::INFINITY,
+            drained: now,
             base: None,
             rates: VecDeque::new(),
             round: Round::new(now, 0),
@@ -95,13 +104,18 @@ impl Pace {
     }
 
     /// Whether a chunk may be sent. One more chunk than fits is let through.
-    pub fn has_room(&self) -> bool {
-        self.in_flight
-            < if self.probe.is_some() {
-                CHUNK
-            } else {
-                self.window
-            }
+    pub fn has_room(&self, now: Instant) -> bool {
+        let window = if self.probe.is_some() {
+            CHUNK
+        } else {
+            self.window
+        };
+        self.in_flight < window && self.next_room() <= now
+    }
+
+    /// When there is room again, should there be none because too much was sent just now.
+    pub fn next_room(&self) -> Instant {
+        self.drained.checked_sub(QUEUE).unwrap_or(self.drained)
     }
 
     /// Whether a small chunk may be sent.
@@ -126,11 +140,13 @@ impl Pace {
             self.round = Round::new(now, self.delivered);
         }
         self.in_flight += wire;
+        self.drained = self.drained.max(now) + self.time_of(wire);
     }
 
     /// Some that were counted as sent are not.
     pub fn shrunk(&mut self, less: usize) {
         self.in_flight = self.in_flight.saturating_sub(less);
+        self.drained -= self.time_of(less);
     }
 
     /// A round trip was seen, at whatever length of the queue.
@@ -156,7 +172,8 @@ impl Pace {
         let Some((base, _)) = self.base else {
             return;
         };
-        if round_trip > base + QUEUE {
+        // A late answer to a few bytes says nothing about the link.
+        if self.round.full && round_trip > base + QUEUE {
             self.ramping = false;
         }
         if now - self.round.start >= base.max(ROUND) {
@@ -208,7 +225,18 @@ impl Pace {
         let window = self.rate().unwrap_or_default() * span.as_secs_f64();
         // The cast saturates.
         self.window = (window as usize).clamp(LEAST, MOST);
+        self.speed = self.window as f64 / span.as_secs_f64();
         self.round = Round::new(now, self.delivered);
+    }
+
+    /// How long the link takes for so many bytes, or less: faster than that is never tried.
+    fn time_of(&self, bytes: usize) -> Duration {
+        let headroom = if self.ramping {
+            f64::from(RAMP)
+        } else {
+            HEADROOM
+        };
+        Duration::try_from_secs_f64(bytes as f64 / (self.speed * headroom)).unwrap_or_default()
     }
 
     /// Bytes a second.
@@ -225,5 +253,132 @@ impl Round {
             full: false,
             least: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A transfer over a link with a queue that drops nothing.
+    struct Link {
+        /// Bytes a second.
+        rate: f64,
+        /// There and back, without queue.
+        base: Duration,
+        now: Instant,
+        /// When the link has sent what it was given.
+        free: Instant,
+        /// Chunks on their way: when they were sent, and when they are acknowledged.
+        flying: VecDeque<(Instant, Instant)>,
+        pace: Pace,
+    }
+
+    impl Link {
+        fn new(rate: f64, base: u64) -> Self {
+            let now = Instant::now();
+            Self {
+                rate,
+                base: Duration::from_micros(base),
+                now,
+                free: now,
+                flying: VecDeque::new(),
+                pace: Pace::new(now),
+            }
+        }
+
+        /// Sends as much as is allowed, in chunks, for so long. Returns the longest wait for an acknowledgement, and
+        /// the rate that was reached.
+        fn run(&mut self, time: Duration) -> (Duration, f64) {
+            let start = self.now;
+            let (mut worst, mut chunks) = (Duration::ZERO, 0);
+            while self.now < start + time {
+                while self.pace.has_room(self.now) {
+                    self.free =
+                        self.free.max(self.now) + Duration::from_secs_f64(CHUNK as f64 / self.rate);
+                    self.flying.push_back((self.now, self.free + self.base));
+                    self.pace.sent(CHUNK, self.now);
+                }
+                self.pace.was_full();
+                let room = self.pace.next_room();
+                if room > self.now && self.flying.front().is_none_or(|(_, due)| *due > room) {
+                    self.now = room;
+                    continue;
+                }
+                // Two at a time, as the other side does it, if they come together.
+                let (mut sent, first) = self.flying.pop_front().unwrap();
+                self.now = first;
+                let mut acked = CHUNK;
+                let soon = first + Duration::from_millis(15);
+                if let Some((second, due)) = self.flying.pop_front_if(|(_, due)| *due < soon) {
+                    (sent, self.now, acked) = (second, due, 2 * CHUNK);
+                }
+                worst = worst.max(self.now - sent);
+                chunks += acked / CHUNK;
+                self.pace.acked(acked, sent, self.now);
+            }
+            let reached = (chunks * CHUNK) as f64 / (self.now - start).as_secs_f64();
+            (worst, reached)
+        }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_link_is_filled_and_its_queue_is_short() {
+        // Bytes a second, and microseconds.
+        for rate in [5e6, 12.5e6, 125e6, 400e6] {
+            for base in [100, 5_000, 20_000, 100_000] {
+                let mut link = Link::new(rate, base);
+                let (worst, _) = link.run(5 * SECOND);
+                let ramp = RAMP * link.base + 2 * QUEUE + 2 * SECOND.mul_f64(LEAST as f64 / rate);
+                assert!(
+                    worst < link.base + ramp,
+                    "{rate} {base}: {worst:?} at first"
+                );
+                let (worst, reached) = link.run(25 * SECOND);
+                // The least window, or what is meant; and some chunks' time for what is not exact.
+                let time_of = |bytes: usize| SECOND.mul_f64(bytes as f64 / rate);
+                let queue = QUEUE.max(time_of(LEAST)) + time_of(4 * CHUNK) + QUEUE / 4;
+                // While a link fills that was empty, the headroom adds up.
+                assert!(
+                    worst < 5 * link.base / 4 + queue,
+                    "{rate} {base}: {worst:?} later"
+                );
+                assert!(reached > 0.9 * rate, "{rate} {base}: {reached}");
+                assert_eq!(link.pace.is_worth_squeezing(), rate < SLOW, "{rate} {base}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_fast_link_close_by_is_not_held_back() {
+        let mut link = Link::new(5e9, 100);
+        link.run(SECOND / 2);
+        let (_, reached) = link.run(SECOND);
+        assert!(reached > 1.5e9, "{reached}");
+    }
+
+    #[test]
+    fn a_link_that_becomes_slow_is_followed_at_once() {
+        let mut link = Link::new(125e6, 20_000);
+        link.run(5 * SECOND);
+        link.rate = 12.5e6;
+        // What is on its way takes ten times as long now.
+        link.run(2 * SECOND);
+        let (worst, reached) = link.run(5 * SECOND);
+        assert!(worst < link.base + 2 * QUEUE, "{worst:?}");
+        assert!(reached > 0.9 * link.rate, "{reached}");
+    }
+
+    #[test]
+    fn a_path_that_becomes_longer_is_seen() {
+        let mut link = Link::new(12.5e6, 20_000);
+        link.run(5 * SECOND);
+        link.base = Duration::from_millis(300);
+        link.run(25 * SECOND);
+        let (worst, reached) = link.run(20 * SECOND);
+        assert!(reached > 0.85 * link.rate, "{reached}");
+        assert!(worst < 5 * link.base / 4 + 2 * QUEUE, "{worst:?}");
     }
 }

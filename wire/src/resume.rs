@@ -280,11 +280,15 @@ impl Resume {
         if self.is_over() && self.ack.told == self.received {
             return Next::Over;
         }
-        Next::Wait(
-            self.ack
-                .due
-                .map_or(self.ping_at, |due| due.min(self.ping_at)),
-        )
+        let mut until = self.ping_at;
+        if let Some(due) = self.ack.due {
+            until = until.min(due);
+        }
+        let room = self.pace.next_room();
+        if room > now {
+            until = until.min(room);
+        }
+        Next::Wait(until)
     }
 
     fn next_numbered(
@@ -304,7 +308,7 @@ impl Resume {
         let fits = self.kept.bytes() < MOST;
         let room = Room {
             small: fits && self.pace.has_room_for_small(),
-            bulk: fits && self.pace.has_room(),
+            bulk: fits && self.pace.has_room(now),
         };
         match outgoing.pick(room) {
             Pick::Chunk(chunk) => {

@@ -45,11 +45,12 @@ fn a_link_that_falls_silent_is_found() {
                 Some(limit) => left.with_silence(limit),
                 None => left,
             };
-            let frozen = Way {
-                freeze: Some(1000),
+            // Little more than the greetings goes through.
+            let frozen = |bytes| Way {
+                freeze: Some(bytes),
                 ..Way::default()
             };
-            let (_link, a, b) = Link::new(frozen, frozen, 100);
+            let (_link, a, b) = Link::new(frozen(1000), frozen(100), 100);
             // Far more than goes through: the writer is stuck, too.
             kernel.sender.queue(shell(1, vec![noise(1 << 20, 1)]));
             let up = left.up();

@@ -338,7 +338,5 @@ fn slow_links_are_given_less_where_that_is_possible() {
         let (share, took) = transfer(10e6, noise(10 * MB, 1)).await;
         assert!((1.0..1.01).contains(&share), "{share} of the bytes");
         assert!(took < Duration::from_secs(12), "{took:?}");
-        let (share, _) = transfer(400e6, text(10 * MB)).await;
-        assert!(share > 0.9, "{share} of the bytes");
     });
 }

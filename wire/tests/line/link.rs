@@ -120,6 +120,9 @@ async fn pump(
                 return;
             }
         }
+        if way.freeze.is_some() {
+            std::future::pending::<()>().await;
+        }
         let _ = sink.shutdown().await;
     };
     tokio::join!(take, give);
