@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::exit::signal_group;
+use crate::run_dir::remove_common;
 
 /// The running guard; it does its work when this is dropped, or when its owner dies.
 #[derive(Debug)]
@@ -64,6 +65,7 @@ pub fn watch(directories: &[PathBuf]) {
     }
     for directory in directories {
         let _ = std::fs::remove_dir_all(directory);
+        remove_common(directory);
     }
 }
 

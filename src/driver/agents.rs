@@ -25,9 +25,6 @@ const END_LIMIT: Duration = Duration::from_secs(4);
 /// How long a worker that is of no use has to end.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Shared memory on Linux.
-const SHARED_MEMORY: &str = "/dev/shm";
-
 /// What comes from the locations.
 #[derive(Debug)]
 pub enum FromLocation {
@@ -167,10 +164,7 @@ impl Agents {
             )
         };
         let run_dir = RunDir::make().map_err(|error| failed(error.to_string()))?;
-        // Values may as well go through the disk, where there is no shared memory.
-        let segments = RunDir::make_in(SHARED_MEMORY.as_ref())
-            .or_else(|_| RunDir::make_in(&std::env::temp_dir()));
-        let segments = segments.map_err(|error| failed(error.to_string()))?;
+        let segments = RunDir::for_values().map_err(|error| failed(error.to_string()))?;
         let guard = Guard::start(
             OWN_PROGRAM.as_ref(),
             &["guard"],
@@ -188,7 +182,10 @@ impl Agents {
             .run_dir
             .as_ref()
             .ok_or_else(|| Problem::new("WorkerError", "no run directory".to_owned()))?;
-        let (agent, mut inbox) = Agent::local(run_dir.path());
+        let segments = self
+            .segment_dir()
+            .map_err(|error| Problem::new("WorkerError", error))?;
+        let (agent, mut inbox) = Agent::local(run_dir.path(), &segments);
         let events = self.events.clone();
         tokio::spawn(async move {
             while let Some(message) = inbox.recv().await {

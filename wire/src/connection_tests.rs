@@ -201,6 +201,49 @@ fn a_receiver_that_consumes_slowly_never_holds_more_than_a_window() {
 }
 
 #[test]
+fn what_is_held_stops_its_own_stream_until_it_is_let_go() {
+    runtime().block_on(async {
+        let (left, mut right) = pair(1 << 16).await;
+        let sender = left.sender.clone();
+        let flood = tokio::spawn(async move {
+            for _ in 0..200 {
+                sender
+                    .send(shell(1, vec![Bytes::from(vec![0; 100_000])]))
+                    .await;
+            }
+        });
+        let mut held = Vec::new();
+        let mut bytes = 0;
+        while bytes + 100_000 <= WINDOW - 200_000 {
+            let (message, one) = right.receiver.recv_held().await.unwrap().unwrap();
+            assert_eq!(message.stream(), 2);
+            held.push(one);
+            bytes += 100_000;
+        }
+        // At most a window of it can be here, and another stream passes.
+        left.sender
+            .send(shell(2, vec![Bytes::from(vec![1; 100_000])]))
+            .await;
+        loop {
+            let (message, one) = right.receiver.recv_held().await.unwrap().unwrap();
+            if message.stream() == 3 {
+                break;
+            }
+            held.push(one);
+            assert!(held.len() * 100_000 <= WINDOW);
+        }
+        assert!(!flood.is_finished());
+        let mut count = held.len();
+        drop(held);
+        while count < 200 {
+            right.receiver.recv_held().await.unwrap().unwrap();
+            count += 1;
+        }
+        flood.await.unwrap();
+    });
+}
+
+#[test]
 fn another_version_is_refused_by_name() {
     runtime().block_on(async {
         let (left, mut right) = tokio::io::duplex(1 << 16);

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::WireError;
 use crate::envelope::{Envelope, decode, encode};
+use crate::incoming::Claim;
 use crate::shared::{Arrival, Shared};
 
 /// The sending side. Clones share the connection.
@@ -117,20 +118,44 @@ impl<T> Receiver<T> {
 impl<T: Envelope> Receiver<T> {
     /// The next message; an error if the stream broke; `None` after a clean end.
     pub async fn recv(&mut self) -> Option<Result<T, WireError>> {
+        let received = self.recv_held().await?;
+        Some(received.map(|(message, _)| message))
+    }
+
+    /// As [`Receiver::recv`], but the message counts as consumed only when the second is dropped: for what is
+    /// handed on to a slow taker, whose stream, and no other, must stop then.
+    pub async fn recv_held(&mut self) -> Option<Result<(T, Held), WireError>> {
         let message = match self.arrived.recv().await? {
             Ok(message) => message,
             Err(error) => return Some(Err(error)),
         };
-        if self.shared.lock().consumed(&message) {
-            self.shared.ready.notify_one();
-        }
-        let decoded = decode(message.chunks, message.size);
+        let size = message.claim.size;
+        let held = Held {
+            shared: self.shared.clone(),
+            claim: message.claim,
+        };
+        let decoded = decode(message.chunks, size);
         if decoded.is_err() {
             // A message that nobody understands leaves nothing to go on with.
             self.arrived.close();
             while self.arrived.try_recv().is_ok() {}
             self.shared.close();
         }
-        Some(decoded)
+        Some(decoded.map(|message| (message, held)))
+    }
+}
+
+/// The credit of a message that was received. Dropped, it goes back to the other side.
+#[derive(Debug)]
+pub struct Held {
+    shared: Arc<Shared>,
+    claim: Claim,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.shared.lock().consumed(&self.claim) {
+            self.shared.ready.notify_one();
+        }
     }
 }

@@ -22,11 +22,18 @@ const SHORTEST_ROUND_TRIP: Duration = Duration::from_millis(5);
 /// A whole message, not decoded yet.
 #[derive(Debug)]
 pub struct Message {
-    /// Its stream.
-    pub stream: u32,
     /// Its chunks.
     pub chunks: Vec<Bytes>,
-    /// Their bytes in all.
+    /// What it takes of its stream's credit.
+    pub claim: Claim,
+}
+
+/// What a message takes of its stream's credit until it is consumed.
+#[derive(Debug)]
+pub struct Claim {
+    /// Its stream.
+    pub stream: u32,
+    /// Its bytes in all.
     pub size: usize,
     /// Of these, what has not been granted back.
     owed: usize,
@@ -125,22 +132,20 @@ impl Incoming {
         incoming.unconsumed += size;
         Ok(Accepted {
             message: Some(Message {
-                stream,
                 chunks,
-                size,
-                owed,
+                claim: Claim { stream, size, owed },
             }),
             grant: 0,
         })
     }
 
     /// A message has been consumed; returns the bytes to grant to its stream, or 0.
-    pub fn consumed(&mut self, message: &Message, moment: Option<Moment>) -> u32 {
-        let Some(stream) = self.streams.get_mut(&message.stream) else {
+    pub fn consumed(&mut self, claim: &Claim, moment: Option<Moment>) -> u32 {
+        let Some(stream) = self.streams.get_mut(&claim.stream) else {
             return 0;
         };
-        stream.unconsumed = stream.unconsumed.saturating_sub(message.size);
-        stream.due += message.owed;
+        stream.unconsumed = stream.unconsumed.saturating_sub(claim.size);
+        stream.due += claim.owed;
         stream.release_partial(moment)
     }
 

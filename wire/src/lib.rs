@@ -25,7 +25,7 @@ mod shared;
 mod squeeze;
 
 pub use connection::Connection;
-pub use ends::{Receiver, Sender};
+pub use ends::{Held, Receiver, Sender};
 pub use handshake::{PROGRAM_VERSION, WIRE_VERSION};
 pub use line::Line;
 

@@ -7,7 +7,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use crate::WireError;
-use crate::incoming::{Incoming, Message, Moment};
+use crate::incoming::{Claim, Incoming, Message, Moment};
 use crate::outgoing::Outgoing;
 use crate::resume::Resume;
 
@@ -98,11 +98,11 @@ impl State {
     }
 
     /// A message has been consumed. True if there is something to write about it.
-    pub fn consumed(&mut self, message: &Message) -> bool {
+    pub fn consumed(&mut self, claim: &Claim) -> bool {
         let moment = self.moment();
-        let grant = self.incoming.consumed(message, moment);
+        let grant = self.incoming.consumed(claim, moment);
         if grant > 0 {
-            self.outgoing.grant(message.stream, grant);
+            self.outgoing.grant(claim.stream, grant);
         }
         grant > 0
     }

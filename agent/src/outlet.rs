@@ -1,0 +1,33 @@
+//! Where an agent's messages go: to the kernel that it is a part of, or over a wire.
+
+use cellferry_wire::Sender;
+use cellferry_wire::protocol::FromAgent;
+use tokio::sync::mpsc;
+
+/// The way to the kernel. Clones share it.
+#[derive(Clone, Debug)]
+pub enum Outlet {
+    /// In this process.
+    Here(mpsc::UnboundedSender<FromAgent>),
+    /// Elsewhere.
+    Wire(Sender<FromAgent>),
+}
+
+impl Outlet {
+    /// Never waits: for what is bounded otherwise, and for output, which is lost where it is not taken.
+    pub fn tell(&self, message: FromAgent) {
+        match self {
+            // After the kernel is gone, workers must still be able to end.
+            Self::Here(inbox) => drop(inbox.send(message)),
+            Self::Wire(sender) => sender.queue(message),
+        }
+    }
+
+    /// Waits while the message's stream is full; false once nobody listens. Dropped while it waits, it has sent nothing.
+    pub async fn send(&self, message: FromAgent) -> bool {
+        match self {
+            Self::Here(inbox) => inbox.send(message).is_ok(),
+            Self::Wire(sender) => sender.send(message).await,
+        }
+    }
+}
