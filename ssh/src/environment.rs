@@ -26,10 +26,12 @@ impl Environment {
     /// The environment of the user who runs this process.
     pub fn of_process() -> Self {
         let account = account();
-        let home = account
-            .as_ref()
-            .map(|user| user.dir.clone())
-            .or_else(|| std::env::var_os("HOME").map(PathBuf::from))
+        // As every other program takes it; OpenSSH alone asks the user database first. They differ only where HOME was
+        // set on purpose.
+        let home = std::env::var_os("HOME")
+            .map(PathBuf::from)
+            .filter(|home| home.is_absolute())
+            .or_else(|| account.as_ref().map(|user| user.dir.clone()))
             .unwrap_or_else(|| PathBuf::from("/"));
         let user = account
             .map(|user| user.name)

@@ -289,7 +289,8 @@ pub(crate) fn openssh_hint() -> &'static str {
 fn connect_reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => {
-            "nothing listens there; is sshd running, and is the port right?".to_owned()
+            "connection refused: nothing listens there; is sshd running, and is the port right?"
+                .to_owned()
         }
         io::ErrorKind::TimedOut => {
             "nothing came back; is the host up, and does a firewall let ssh through?".to_owned()
