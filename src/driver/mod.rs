@@ -496,8 +496,6 @@ impl Driver {
                 let problem = self.agents.death_problem(worker, &exit, &stderr_tail);
                 self.gone(worker, problem).await;
             }
-            // Values of locations on this machine go through files that the kernel itself names.
-            FromLocation::Message(_) => {}
             FromLocation::Failed { workers, problem } => {
                 for worker in workers {
                     self.gone(worker, problem.clone()).await;

@@ -1,5 +1,7 @@
 //! The messages that go to a worker: a cell with its prelude, and the helper at start-up.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use cellferry_kernel::Author;
 use cellferry_kernel::message::Message;
@@ -37,7 +39,7 @@ pub fn helper_message(author: &Author, paths: &[String]) -> Message {
 
 /// The client's request as the worker gets it: its own header, so that everything the worker
 /// says of it has the right parent, with our orders in the metadata.
-pub fn execute_parts(run: RunId, orders: Orders, values: &mut Values) -> Parts {
+pub fn execute_parts(run: RunId, orders: Orders, values: &Values, segments: &Path) -> Parts {
     let request = &orders.request.message;
     let mut buffers = Vec::new();
     let mut actions = Vec::new();
@@ -58,7 +60,7 @@ pub fn execute_parts(run: RunId, orders: Orders, values: &mut Values) -> Parts {
                 "number": defined.number,
                 "magic": defined.definition.kind == DefinitionKind::Magic,
             }),
-            Step::Put(put) => values.put_action(put, &mut buffers),
+            Step::Put(put) => values.put_action(put, segments, &mut buffers),
         });
     }
     if !orders.plan.results.is_empty() {
