@@ -61,8 +61,8 @@ def test_agent_starts_and_greets(agent, tmp_path):
         hello = running.stdout.read(len(HELLO) + 4 + 1)
         assert hello.startswith(HELLO), running.stderr.read()
         # It takes back what it said as the other side's greeting, and ends with its stdin.
-        program = running.stdout.read(hello[-1])
-        _, said = running.communicate(hello + program, timeout=30)
+        program, kind = running.stdout.read(hello[-1]), running.stdout.read(1)
+        _, said = running.communicate(hello + program + kind, timeout=30)
     assert re.fullmatch(r"\d+\.\d+\.\d+", program.decode())
     assert running.returncode == 0, said
 
