@@ -11,7 +11,7 @@ use cellferry_wire::protocol::{FromAgent, Secret, ToAgent, WorkerId};
 
 use super::agents::Agents;
 use super::arrivals::Arrivals;
-use crate::session::TargetName;
+use crate::session::{HOME, TargetName};
 
 /// A place with files of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -200,7 +200,10 @@ impl Carry {
         message: FromAgent,
         agents: &mut Agents,
     ) -> Vec<Carried> {
-        let machine = Machine::Far(target.clone());
+        let machine = match &**target {
+            HOME => Machine::Home,
+            _ => Machine::Far(target.clone()),
+        };
         match message {
             FromAgent::Stored { transfer } => self.arrived(transfer, &machine, agents),
             FromAgent::Sent { transfer, .. } => self.arrived(transfer, &Machine::Home, agents),
