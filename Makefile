@@ -33,4 +33,4 @@ lint: ## Check format and lints
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 clean: ## Remove everything that was built
-	rm -rf target $(VENV) notebooks/out tests/out
+	rm -rf target $(VENV) notebooks/out tests/out kernelspec/data/share/cellferry

@@ -1,4 +1,4 @@
-//! The agent's loop: commands in, messages out.
+//! An agent: commands in, messages out.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -6,23 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use cellferry_wire::Connection;
+use cellferry_wire::Held;
 use cellferry_wire::protocol::{FromAgent, ToAgent, WorkerId};
-use nix::sys::signal::Signal;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::signal::unix::{SignalKind, signal};
+use nix::sys::signal::{self, SigHandler, Signal};
 use tokio::sync::mpsc;
 
 use crate::exit::signal_group;
-use crate::run_dir::RunDir;
+use crate::files;
+use crate::outlet::Outlet;
+use crate::transfers::Transfers;
 use crate::worker::{self, Command};
-use crate::{AgentError, guard};
 
 /// How long workers have to end by themselves when the agent ends.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// How long the agent tries to hand the last messages to the kernel.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// An agent inside this process.
 #[derive(Debug)]
@@ -30,7 +26,8 @@ pub struct Agent {
     run_dir: PathBuf,
     workers: HashMap<WorkerId, Handle>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
-    outbox: mpsc::UnboundedSender<FromAgent>,
+    transfers: Transfers,
+    outlet: Outlet,
 }
 
 #[derive(Debug)]
@@ -42,20 +39,33 @@ struct Handle {
 }
 
 impl Agent {
-    /// An agent whose workers' files go into `run_dir`, and what its workers say.
-    pub fn local(run_dir: &Path) -> (Self, mpsc::UnboundedReceiver<FromAgent>) {
+    /// An agent whose workers' own files go into `run_dir` and values into `segments`, and what it says.
+    pub fn local(run_dir: &Path, segments: &Path) -> (Self, mpsc::UnboundedReceiver<FromAgent>) {
         let (outbox, inbox) = mpsc::unbounded_channel();
-        let agent = Self {
+        (Self::new(run_dir, segments, Outlet::Here(outbox)), inbox)
+    }
+
+    /// An agent that speaks into `outlet`.
+    pub(crate) fn new(run_dir: &Path, segments: &Path, outlet: Outlet) -> Self {
+        // A limit on the size of files is an error of the write, not the agent's end.
+        // SAFETY: ignoring a signal installs no handler.
+        let _ = unsafe { signal::signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+        Self {
             run_dir: run_dir.to_owned(),
             workers: HashMap::new(),
             tasks: Vec::new(),
-            outbox,
-        };
-        (agent, inbox)
+            transfers: Transfers::new(segments.to_owned(), outlet.clone()),
+            outlet,
+        }
     }
 
     /// Does what the kernel asks. Commands for workers that are gone are dropped: their end has been told.
     pub fn command(&mut self, command: ToAgent) {
+        self.obey(command, None);
+    }
+
+    /// The same, for a command that came over a wire: what it holds is let go once it is done.
+    pub(crate) fn obey(&mut self, command: ToAgent, held: Option<Held>) {
         match command {
             ToAgent::StartWorker { worker, spec } => {
                 let (sender, commands) = mpsc::unbounded_channel();
@@ -74,7 +84,7 @@ impl Agent {
                     self.run_dir.clone(),
                     group,
                     commands,
-                    self.outbox.clone(),
+                    self.outlet.clone(),
                 );
                 self.tasks.push(tokio::spawn(life));
             }
@@ -85,15 +95,70 @@ impl Agent {
             } => self.tell(worker, Command::Send(channel, parts)),
             ToAgent::Interrupt { worker } => {
                 if let Some(handle) = self.workers.get(&worker) {
-                    signal_group(handle.group.load(Ordering::Acquire), Signal::SIGINT);
+                    let group = handle.group.load(Ordering::Acquire);
+                    signal_group(group, Signal::SIGINT);
+                    // It may be stopped because nobody takes what it says.
+                    signal_group(group, Signal::SIGCONT);
                 }
             }
             ToAgent::StopWorker { worker, grace } => self.tell(worker, Command::Stop(grace)),
+            ToAgent::Receive { transfer, size } => self.transfers.receive(transfer, size),
+            ToAgent::Data { transfer, bytes } => self.transfers.data(transfer, (bytes, held)),
+            ToAgent::Fetch { transfer } => self.transfers.fetch(transfer),
+            ToAgent::Forget { transfers } => self.transfers.forget(transfers),
+            ToAgent::OpenDoor { secret } => self.transfers.open_door(secret),
+            ToAgent::Pull {
+                transfer,
+                size,
+                from,
+                secret,
+            } => self.transfers.pull(transfer, size, from, secret),
+            ToAgent::Push {
+                transfer,
+                to,
+                secret,
+            } => self.transfers.push(transfer, to, secret),
             ToAgent::Shutdown => {
                 for handle in self.workers.values() {
                     let _ = handle.commands.send(Command::Stop(GRACE));
                 }
             }
+            ToAgent::List { request, pattern } => files::answer(&self.outlet, move || {
+                let outcome = files::list(&pattern);
+                FromAgent::Listing { request, outcome }
+            }),
+            ToAgent::ReceiveFile {
+                transfer,
+                path,
+                mode,
+                size,
+            } => self.transfers.receive_file(transfer, path, mode, size),
+            ToAgent::FetchFile { transfer, path } => self.transfers.fetch_file(transfer, &path),
+            ToAgent::CopyFile {
+                request,
+                from,
+                to,
+                mode,
+            } => files::answer(&self.outlet, move || {
+                let outcome = files::copy_file(&from, &to, mode);
+                FromAgent::Made { request, outcome }
+            }),
+            ToAgent::MakeDirectory {
+                request,
+                path,
+                mode,
+            } => files::answer(&self.outlet, move || {
+                let outcome = files::make_directory(&path, mode);
+                FromAgent::Made { request, outcome }
+            }),
+            ToAgent::MakeLink {
+                request,
+                path,
+                target,
+            } => files::answer(&self.outlet, move || {
+                let outcome = files::make_link(&path, &target);
+                FromAgent::Made { request, outcome }
+            }),
         }
     }
 
@@ -105,66 +170,13 @@ impl Agent {
         }
     }
 
-    /// Ends all workers and waits for them.
+    /// Ends all workers and transfers, and waits for them.
     pub async fn shutdown(mut self) {
         self.command(ToAgent::Shutdown);
+        // A file system that does not answer must not keep the agent.
+        let _ = tokio::time::timeout(GRACE, self.transfers.end()).await;
         for task in self.tasks {
             let _ = task.await;
         }
     }
-}
-
-/// Serves a kernel over a byte stream until it ends, a signal comes or the kernel asks.
-///
-/// `guard` is the program, with its arguments, that cleans up if this process is killed.
-pub async fn serve<R, W>(reader: R, writer: W, guard: (&Path, &[&str])) -> Result<(), AgentError>
-where
-    R: AsyncRead + Unpin + Send + 'static,
-    W: AsyncWrite + Unpin + Send + 'static,
-{
-    let run_dir = RunDir::make()?;
-    let guard = guard::Guard::start(guard.0, guard.1, &[run_dir.path()])?;
-    let Connection {
-        sender,
-        mut receiver,
-    } = Connection::<FromAgent, ToAgent>::start(reader, writer).await?;
-    let (mut agent, mut inbox) = Agent::local(run_dir.path());
-    let forward = sender.clone();
-    let forwarding = tokio::spawn(async move {
-        while let Some(message) = inbox.recv().await {
-            // After the kernel is gone, messages are drained so that workers can end.
-            forward.send(message).await;
-        }
-    });
-    let mut terminated = signal(SignalKind::terminate())?;
-    let mut hung_up = signal(SignalKind::hangup())?;
-    // The terminal's interrupt is for the client to pass on, not for the agent.
-    let mut interrupted = signal(SignalKind::interrupt())?;
-    loop {
-        tokio::select! {
-            command = receiver.recv() => match command {
-                Some(Ok(ToAgent::Shutdown)) | None => break,
-                Some(Ok(command)) => agent.command(command),
-                Some(Err(error)) => {
-                    tracing::error!("the kernel's stream broke: {error}");
-                    break;
-                }
-            },
-            _ = terminated.recv() => break,
-            _ = hung_up.recv() => break,
-            _ = interrupted.recv() => {}
-        }
-    }
-    agent.shutdown().await;
-    let farewell = async {
-        let _ = forwarding.await;
-        sender.finish();
-        sender.closed().await;
-    };
-    // A kernel that does not read any more must not keep the agent.
-    let _ = tokio::time::timeout(FAREWELL, farewell).await;
-    // The guard ends what is left of the workers, so the notes about them go after it.
-    drop(guard);
-    drop(run_dir);
-    Ok(())
 }

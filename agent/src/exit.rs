@@ -13,10 +13,12 @@ pub fn exit_of(status: std::io::Result<ExitStatus>) -> Exit {
         Ok(status) => Exit {
             code: status.code(),
             signal: status.signal(),
+            out_of_memory: None,
         },
         Err(_) => Exit {
             code: None,
             signal: None,
+            out_of_memory: None,
         },
     }
 }

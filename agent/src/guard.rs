@@ -4,7 +4,9 @@
 //! program, in a session of its own, waits on a pipe: when the pipe closes, for whatever reason,
 //! it kills the process groups noted in the directories it was given and removes them.
 
-use std::io::{self, Read};
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::exit::signal_group;
+use crate::run_dir::remove_common;
 
 /// The running guard; it does its work when this is dropped, or when its owner dies.
 #[derive(Debug)]
@@ -64,16 +67,20 @@ pub fn watch(directories: &[PathBuf]) {
     }
     for directory in directories {
         let _ = std::fs::remove_dir_all(directory);
+        remove_common(directory);
     }
 }
 
 /// Where a worker's process group is noted: `<worker>.pgid`, with the start time of its leader.
 pub fn note_group(directory: &Path, worker: u32, group: u32) -> io::Result<()> {
     let started = start_time(group).unwrap_or_default();
-    std::fs::write(
-        directory.join(format!("{worker}.pgid")),
-        format!("{group} {started}"),
-    )
+    let mut note = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(directory.join(format!("{worker}.pgid")))?;
+    note.write_all(format!("{group} {started}").as_bytes())
 }
 
 fn kill_noted_groups(directory: &Path) {

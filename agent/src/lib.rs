@@ -1,17 +1,32 @@
 //! The program that runs on a location: starts workers and relays their messages.
 //!
 //! A worker is an ordinary Jupyter kernel. Its messages pass through as they are; the agent only
-//! checks and makes signatures. For `home` it runs inside the kernel's process ([`Agent::local`]),
-//! elsewhere as a program of its own that speaks over stdin and stdout ([`serve`]).
+//! checks and makes signatures. For `home` it runs inside the kernel's process ([`Agent::local`]), for other targets on
+//! the same machine as a program that speaks over stdin and stdout ([`serve`]). On another machine it is a program
+//! that outlives its links ([`attach`]).
 
 mod agent;
+pub mod attach;
+mod brake;
+mod direct;
 mod exit;
+mod files;
+mod growing;
 pub mod guard;
+mod machine;
+mod memory;
+mod outlet;
+mod place;
+mod pool;
 mod run_dir;
+mod serve;
+mod tickets;
+mod transfers;
 mod worker;
 
-pub use agent::{Agent, serve};
+pub use agent::Agent;
 pub use run_dir::RunDir;
+pub use serve::serve;
 
 use thiserror::Error;
 

@@ -1,43 +1,132 @@
-//! The agent as a program of its own: speaks to the kernel over stdin and stdout.
+//! The agent as a program of its own.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use cellferry_agent::attach::{AttachError, Attachment};
 use cellferry_agent::{OWN_PROGRAM, guard, serve};
+use cellferry_wire::{PROGRAM_VERSION, WIRE_VERSION};
 use tracing_subscriber::EnvFilter;
 
+const USAGE: &str = "Runs workers for a Cellferry kernel, which starts it.
+
+cellferry-agent                 serve the kernel over stdin and stdout, and end with it
+cellferry-agent attach --conversation HEX32 --patience SECONDS [--existing]
+                                reach the agent of a conversation over stdin and stdout; unless it is to
+                                exist, start it. It stays for so long without a link
+cellferry-agent check HASH      succeed if this program has this BLAKE3 hash
+cellferry-agent --version       print the version
+";
+
+/// Exit code for an agent that is not there any more: `EX_UNAVAILABLE` of sysexits.h.
+const GONE: u8 = 69;
+
+/// Exit code for a wrong command line: `EX_USAGE`.
+const WRONG: u8 = 64;
+
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == "guard") {
-        guard::watch(&arguments.map(PathBuf::from).collect::<Vec<_>>());
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some((first, directories)) = arguments.split_first()
+        && first == "guard"
+    {
+        guard::watch(&directories.iter().map(PathBuf::from).collect::<Vec<_>>());
         return ExitCode::SUCCESS;
     }
+    let arguments: Vec<&str> = arguments
+        .iter()
+        .map(|word| word.to_str().unwrap_or("\u{fffd}"))
+        .collect();
     tracing_subscriber::fmt()
         .with_env_filter(
             EnvFilter::try_from_env("CELLFERRY_LOG")
                 .unwrap_or_else(|_| EnvFilter::new("warn,zeromq=error")),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(false)
         .init();
+    match *arguments {
+        [] => run(serve(
+            tokio::io::stdin(),
+            tokio::io::stdout(),
+            (OWN_PROGRAM.as_ref(), &["guard"]),
+        )),
+        [
+            "attach",
+            "--conversation",
+            conversation,
+            "--patience",
+            patience,
+            ref rest @ ..,
+        ] if matches!(rest, [] | ["--existing"]) => match Attachment::new(conversation, patience) {
+            Some(attachment) => attach(&attachment, !rest.is_empty()),
+            None => usage(),
+        },
+        [
+            "stay",
+            "--conversation",
+            conversation,
+            "--patience",
+            patience,
+            directory,
+        ] => match Attachment::new(conversation, patience) {
+            Some(attachment) => run(attachment.stay(PathBuf::from(directory))),
+            None => usage(),
+        },
+        ["check", hash] => match own_hash() {
+            Ok(own) if own.eq_ignore_ascii_case(hash) => ExitCode::SUCCESS,
+            Ok(own) => fail(&format!("this program has the hash {own}")),
+            Err(error) => fail(&format!("cannot read this program: {error}")),
+        },
+        ["--version"] => {
+            println!("cellferry-agent {PROGRAM_VERSION}, wire {WIRE_VERSION}");
+            ExitCode::SUCCESS
+        }
+        _ => usage(),
+    }
+}
+
+/// One thread: messages take fewer hops, and workers die with the thread that started them.
+fn run(serving: impl Future<Output = Result<(), cellferry_agent::AgentError>>) -> ExitCode {
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(cellferry_agent::AgentError::from)
         .and_then(|runtime| {
-            let served = runtime.block_on(serve(
-                tokio::io::stdin(),
-                tokio::io::stdout(),
-                (OWN_PROGRAM.as_ref(), &["guard"]),
-            ));
+            let served = runtime.block_on(serving);
             // Reading stdin cannot be cancelled; nothing waits for it.
             runtime.shutdown_background();
             served
         });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error.to_string()),
     }
+}
+
+fn attach(attachment: &Attachment, existing: bool) -> ExitCode {
+    match attachment.attach(existing) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ AttachError::Gone(_)) => {
+            eprintln!("error: {error}");
+            ExitCode::from(GONE)
+        }
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+fn own_hash() -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(std::fs::File::open(OWN_PROGRAM)?)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn fail(error: &str) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::FAILURE
+}
+
+fn usage() -> ExitCode {
+    eprint!("{USAGE}");
+    ExitCode::from(WRONG)
 }

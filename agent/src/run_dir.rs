@@ -8,6 +8,21 @@ use crate::AgentError;
 /// Paths of Unix sockets are limited to 107 bytes; this leaves room for the file's name.
 const LONGEST: usize = 60;
 
+/// Shared memory on Linux.
+const SHARED_MEMORY: &str = "/dev/shm";
+
+/// Shared memory with so much room, in bytes, is used for values whatever the disk has.
+const ENOUGH: u64 = 1 << 30;
+
+/// The room in a file system, in bytes.
+fn free(path: &Path) -> u64 {
+    // Its numbers are as wide as the machine's words.
+    #[allow(clippy::useless_conversion)]
+    nix::sys::statvfs::statvfs(path).map_or(0, |status| {
+        u64::from(status.blocks_available()).saturating_mul(u64::from(status.fragment_size()))
+    })
+}
+
 /// A directory of mode 0700 that is removed on drop.
 #[derive(Debug)]
 pub struct RunDir {
@@ -42,6 +57,20 @@ impl RunDir {
         }))
     }
 
+    /// Makes one for values: in shared memory if there is some, else in the temporary directory.
+    pub fn for_values() -> Result<Self, AgentError> {
+        let memory = Path::new(SHARED_MEMORY);
+        let temporary = std::env::temp_dir();
+        // Containers often have a few megabytes only.
+        let little = free(memory) < ENOUGH && free(memory) < free(&temporary);
+        let (first, second) = if little {
+            (&*temporary, memory)
+        } else {
+            (memory, &*temporary)
+        };
+        Self::make_in(first).or_else(|_| Self::make_in(second))
+    }
+
     /// Makes one inside `base`.
     pub fn make_in(base: &Path) -> Result<Self, AgentError> {
         let name = uuid::Uuid::new_v4().simple().to_string();
@@ -62,6 +91,11 @@ impl RunDir {
         }
     }
 
+    /// One that has been made, of mode 0700, in a directory that all agents of this user share.
+    pub fn given(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -75,5 +109,18 @@ impl Drop for RunDir {
         {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
         }
+        remove_common(&self.path);
+    }
+}
+
+/// Removes the directory that all agents of a user share, if `path` was the last in it.
+pub fn remove_common(path: &Path) {
+    let ours = |parent: &&Path| {
+        let name = parent.file_name().unwrap_or_default();
+        name.as_encoded_bytes().starts_with(b"cellferry-")
+    };
+    if let Some(parent) = path.parent().filter(ours) {
+        // Others may be in it.
+        let _ = std::fs::remove_dir(parent);
     }
 }

@@ -29,8 +29,12 @@ use zeromq::{
     SocketSend, SubSocket, ZmqMessage,
 };
 
+use crate::brake::Brake;
 use crate::exit::{exit_of, signal_group};
+use crate::files::expand;
 use crate::guard;
+use crate::memory::Kills;
+use crate::outlet::Outlet;
 
 /// How long a worker may take to answer for the first time.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -67,7 +71,7 @@ pub async fn live(
     run_dir: PathBuf,
     group: Arc<AtomicU32>,
     mut commands: mpsc::UnboundedReceiver<Command>,
-    outbox: mpsc::UnboundedSender<FromAgent>,
+    outlet: Outlet,
 ) {
     let place = run_dir.join(worker.0.to_string());
     let mut early = Vec::new();
@@ -75,12 +79,12 @@ pub async fn live(
         Ok(mut process) => match process.connect(&mut commands, &mut early).await {
             Ok(channels) => {
                 group.store(process.group, Ordering::Release);
-                let _ = outbox.send(FromAgent::WorkerUp {
+                outlet.tell(FromAgent::WorkerUp {
                     worker,
                     pid: process.group,
                 });
                 let exit = process
-                    .relay(worker, channels, early, &mut commands, &outbox)
+                    .relay(worker, channels, early, &mut commands, &outlet)
                     .await;
                 group.store(0, Ordering::Release);
                 FromAgent::WorkerDown {
@@ -98,7 +102,7 @@ pub async fn live(
     };
     let _ = std::fs::remove_dir_all(&place);
     let _ = std::fs::remove_file(run_dir.join(format!("{}.pgid", worker.0)));
-    let _ = outbox.send(last);
+    outlet.tell(last);
 }
 
 struct Process {
@@ -136,7 +140,7 @@ impl Process {
         run_dir: &Path,
         place: &Path,
     ) -> Result<Self, StartFailure> {
-        let workdir = spec.workdir.as_deref().map(expand_home);
+        let workdir = spec.workdir.as_deref().map(expand);
         if let Some(workdir) = &workdir {
             usable(workdir).map_err(|error| StartFailure::Workdir {
                 path: workdir.display().to_string(),
@@ -164,7 +168,7 @@ impl Process {
                 program: String::new(),
                 error: "no program is named".to_owned(),
             })?;
-        let program = expand_home(name);
+        let program = expand(name);
         let mut command = tokio::process::Command::new(&program);
         command
             .args(rest)
@@ -234,7 +238,7 @@ impl Process {
             status = self.child.wait() => Some(status),
             () = tokio::time::sleep(START_LIMIT) => None,
             () = stopped(commands, early) => {
-                let exit = Exit { code: None, signal: None };
+                let exit = Exit { code: None, signal: None, out_of_memory: None };
                 return Err(StartFailure::Exited { exit, stderr_tail: self.last_words().await });
             }
         };
@@ -259,7 +263,7 @@ impl Process {
         channels: Channels,
         early: Vec<(Channel, Parts)>,
         commands: &mut mpsc::UnboundedReceiver<Command>,
-        outbox: &mpsc::UnboundedSender<FromAgent>,
+        outlet: &Outlet,
     ) -> Exit {
         let Channels {
             mut senders,
@@ -275,7 +279,11 @@ impl Process {
         }
         let mut kill_at: Option<Instant> = None;
         let mut commanded = true;
-        let exit = loop {
+        let mut kills = Kills::new();
+        let mut brake = Brake::new(worker, self.group, outlet.clone());
+        let mut exit = loop {
+            kills.look();
+            brake.check();
             let forced = async {
                 match kill_at {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -296,6 +304,7 @@ impl Process {
                             senders.send(channel, parts, &self.signer).await;
                         }
                         Some(Command::Stop(grace)) => {
+                            brake.give_up();
                             let request = self.author.message("shutdown_request", None, &json!({"restart": false}));
                             let _ = send(&mut senders.control, request, &self.signer).await;
                             let at = Instant::now() + grace;
@@ -308,6 +317,10 @@ impl Process {
                     }
                     continue;
                 }
+                () = brake.eased() => {
+                    brake.release();
+                    continue;
+                }
                 output = iopub.recv() => (Channel::Iopub, output),
                 reply = from_shell.recv() => (Channel::Shell, reply),
                 reply = from_control.recv() => (Channel::Control, reply),
@@ -315,7 +328,7 @@ impl Process {
                 status = self.child.wait() => break exit_of(status),
             };
             match received {
-                Ok(frames) => self.pass(worker, channel, frames, outbox),
+                Ok(frames) => self.pass(worker, channel, frames, outlet),
                 Err(error) => {
                     // A socket of a worker that is about to end; its end comes next.
                     tracing::debug!("worker {}: {error}", worker.0);
@@ -323,6 +336,9 @@ impl Process {
                 }
             }
         };
+        if exit.signal == Some(Signal::SIGKILL as i32) {
+            exit.out_of_memory = kills.since();
+        }
         // Children of the user's code do not outlive their worker.
         signal_group(self.group, Signal::SIGKILL);
         // What it said last is still in the sockets, up to their ends. A process that left the
@@ -333,11 +349,11 @@ impl Process {
             tokio::select! {
                 biased;
                 output = iopub.recv(), if iopub_open => match output {
-                    Ok(frames) => self.pass(worker, Channel::Iopub, frames, outbox),
+                    Ok(frames) => self.pass(worker, Channel::Iopub, frames, outlet),
                     Err(_) => iopub_open = false,
                 },
                 reply = from_shell.recv(), if shell_open => match reply {
-                    Ok(frames) => self.pass(worker, Channel::Shell, frames, outbox),
+                    Ok(frames) => self.pass(worker, Channel::Shell, frames, outlet),
                     Err(_) => shell_open = false,
                 },
                 event = iopub_events.next(), if iopub_open => iopub_open = !is_end(event.as_ref()),
@@ -350,13 +366,7 @@ impl Process {
 
     /// Never waits: what is not taken from a worker's iopub socket is dropped there, beyond a
     /// thousand messages, and a lost `idle` would leave its cell running for ever.
-    fn pass(
-        &self,
-        worker: WorkerId,
-        channel: Channel,
-        frames: ZmqMessage,
-        outbox: &mpsc::UnboundedSender<FromAgent>,
-    ) {
+    fn pass(&self, worker: WorkerId, channel: Channel, frames: ZmqMessage, outlet: &Outlet) {
         match Message::decode(frames.into_vec(), &self.signer) {
             // What answers the agent's own requests concerns nobody else.
             Ok(message)
@@ -364,7 +374,7 @@ impl Process {
                     .parse_parent()
                     .is_some_and(|parent| parent.session == self.author.session()) => {}
             Ok(message) => {
-                let _ = outbox.send(FromAgent::Received {
+                outlet.tell(FromAgent::Received {
                     worker,
                     channel,
                     parts: parts(message),
@@ -555,16 +565,6 @@ fn usable(path: &Path) -> std::io::Result<()> {
         .prefix(".cellferry-")
         .tempfile_in(path)?;
     Ok(())
-}
-
-fn expand_home(path: &str) -> PathBuf {
-    match (path.strip_prefix('~'), std::env::var_os("HOME")) {
-        (Some(""), Some(home)) => PathBuf::from(home),
-        (Some(rest), Some(home)) if rest.starts_with('/') => {
-            Path::new(&home).join(rest.trim_start_matches('/'))
-        }
-        _ => PathBuf::from(path),
-    }
 }
 
 /// Keeps the last of what a worker writes past ipykernel.

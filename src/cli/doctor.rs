@@ -1,13 +1,17 @@
 //! `cellferry doctor`: checks the set-up and the targets, and says what to mend.
 
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cellferry_ssh::Question;
 use clap::Args;
+use zeroize::Zeroizing;
 
 use crate::session::HOME;
-use crate::target::config::{ConfigError, Target, Targets};
+use crate::target::config::{ConfigError, Place, Ssh, Target, Targets};
 use crate::target::home::{home_python, python_version};
+use crate::target::ssh::agents;
 
 /// How long a Python may take to import ipykernel.
 const IMPORT_LIMIT: Duration = Duration::from_secs(60);
@@ -85,7 +89,10 @@ async fn check_targets(report: &mut Report, arguments: &Arguments, targets: &Tar
     for name in names {
         match targets.get(name) {
             Ok(target) if name == HOME => home(report, target.python.as_deref()).await,
-            Ok(target) => local(report, &target).await,
+            Ok(target) => match &target.place {
+                Place::Local => local(report, &target).await,
+                Place::Ssh(ssh) => far(report, &target, ssh).await,
+            },
             Err(error @ ConfigError::Unknown { .. }) => {
                 report.bad(&format!("target `{name}`: {error}"), "")
             }
@@ -243,6 +250,56 @@ async fn local(report: &mut Report, target: &Target) {
             ),
         }
     }
+}
+
+/// Tries a far host as a cell would.
+async fn far(report: &mut Report, target: &Target, ssh: &Ssh) {
+    let name = &target.name;
+    let built: Vec<_> = agents::programs()
+        .iter()
+        .map(|program| program.architecture)
+        .collect();
+    if built.len() < agents::ARCHITECTURES.len() {
+        report.note(&format!(
+            "agents for these machines are installed: {}; others cannot be targets",
+            if built.is_empty() {
+                "none".to_owned()
+            } else {
+                built.join(", ")
+            }
+        ));
+    }
+    let start = std::time::Instant::now();
+    let tell = |text: &str| println!("      {}", text.trim_end());
+    match crate::driver::probe(target, ssh, ask_on_terminal, tell).await {
+        Ok(hello) => report.good(&format!(
+            "target `{name}`: `ssh {}` leads to {} ({}, {} processors); an agent and a worker with {} start there in {:.1} s",
+            ssh.host,
+            hello.hostname,
+            hello.arch,
+            hello.cpus,
+            crate::target::launch::name_there(target),
+            start.elapsed().as_secs_f64()
+        )),
+        Err(problem) => report.bad(&format!("target `{name}`: {}", problem.evalue), ""),
+    }
+}
+
+/// The user's answer on the terminal; `None` if there is none.
+fn ask_on_terminal(question: &Question) -> Option<Zeroizing<String>> {
+    if !question.echo {
+        return rpassword::prompt_password(&question.text)
+            .ok()
+            .map(Zeroizing::new);
+    }
+    if !std::io::stdin().is_terminal() {
+        return None;
+    }
+    print!("{}", question.text);
+    std::io::stdout().flush().ok()?;
+    let mut answer = Zeroizing::new(String::new());
+    std::io::stdin().read_line(&mut answer).ok()?;
+    Some(Zeroizing::new(answer.trim_end_matches('\n').to_owned()))
 }
 
 fn expand_home(path: &str) -> String {

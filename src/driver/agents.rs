@@ -1,23 +1,33 @@
-//! The agents of this session: the one inside this process for `home`, and a process each for
-//! targets elsewhere.
+//! The agents of this session: the one inside this process for `home`, a process each for local targets, and
+//! one on each far host.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cellferry_agent::guard::Guard;
 use cellferry_agent::{Agent, OWN_PROGRAM, RunDir};
-use cellferry_wire::protocol::{Exit, FromAgent, StartFailure, ToAgent, WorkerId, WorkerSpec};
+use cellferry_ssh::Question;
+use cellferry_wire::protocol::{
+    Exit, FromAgent, Hello, PIECE, StartFailure, ToAgent, WorkerId, WorkerSpec,
+};
 use cellferry_wire::{Connection, Sender};
+use tokio::io::AsyncReadExt;
 use tokio::process::Child;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
+use super::arrivals::Arrivals;
+use super::carry::Machine;
 use super::cells::Cells;
+use super::far::{Far, LinkState};
 use crate::session::{Gone, HOME, Problem, TargetName};
-use crate::target::config::{ConfigError, Target};
+use crate::target::config::{ConfigError, Place, Ssh, Target};
 use crate::target::home::{HomePython, home_python};
+use crate::target::launch;
 
 /// How long agents have to end their workers and themselves.
 const END_LIMIT: Duration = Duration::from_secs(4);
@@ -25,14 +35,11 @@ const END_LIMIT: Duration = Duration::from_secs(4);
 /// How long a worker that is of no use has to end.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Shared memory on Linux.
-const SHARED_MEMORY: &str = "/dev/shm";
-
 /// What comes from the locations.
 #[derive(Debug)]
 pub enum FromLocation {
     /// A message of an agent.
-    Message(FromAgent),
+    Message(TargetName, FromAgent),
     /// These workers are out of reach, or could never be started.
     Failed {
         /// Which.
@@ -47,8 +54,18 @@ pub enum FromLocation {
         /// Why.
         reason: String,
     },
-    /// An agent's process has ended.
-    AgentGone(TargetName),
+    /// An agent has ended, or its location is lost: with what to tell of it.
+    AgentGone(TargetName, Problem),
+    /// The link to a far agent dropped, or is back.
+    Link(TargetName, LinkState),
+    /// A far host asks something that only the user knows; dropped if there is nobody to ask.
+    Ask(
+        TargetName,
+        Question,
+        oneshot::Sender<Option<Zeroizing<String>>>,
+    ),
+    /// A far host, or the way to it, has something to say.
+    Tell(TargetName, String),
 }
 
 enum Link {
@@ -59,14 +76,104 @@ enum Link {
         sender: Sender<ToAgent>,
         child: Child,
     },
+    /// On another machine.
+    Far(Far),
 }
 
-struct Place {
+/// A worker's place, as the user would say it.
+#[derive(Debug)]
+pub struct Seat {
     target: TargetName,
     /// What the user calls its Python.
     python: String,
+    /// How the user's own shell gets to where its commands run: empty on this machine, else `ssh HOST `.
+    shell: String,
     /// Its process, once it is up.
     pid: Option<u32>,
+}
+
+/// The seat of a worker on a far host.
+pub fn seat_there(target: &Target, ssh: &Ssh) -> Seat {
+    Seat {
+        target: target.name.as_str().into(),
+        python: launch::name_there(target),
+        shell: format!("ssh {} ", ssh.host),
+        pid: None,
+    }
+}
+
+/// How a worker on a far host is started.
+pub fn spec_there(target: &Target) -> WorkerSpec {
+    spec(target, launch::there(target))
+}
+
+fn spec(target: &Target, argv: Vec<String>) -> WorkerSpec {
+    let env = target
+        .env
+        .iter()
+        .map(|(name, value)| (name.clone(), value.clone()));
+    let workdir = target
+        .workdir
+        .as_ref()
+        .map(|path| path.display().to_string());
+    WorkerSpec {
+        argv,
+        env: env.collect(),
+        workdir,
+    }
+}
+
+impl Seat {
+    /// The error for a worker that did not start.
+    pub fn start_problem(&self, failure: &StartFailure) -> Problem {
+        let Seat {
+            target,
+            python,
+            shell,
+            ..
+        } = self;
+        if let StartFailure::Exited { stderr_tail, .. } = failure
+            && let Some(reason) = launch::missing_python(stderr_tail)
+        {
+            return Problem::new(
+                "NoPython",
+                format!(
+                    "a worker of `{target}` cannot be started: {reason}; \
+                     set `python`, `conda` or `setup` under [targets.{target}] in cellferry.toml"
+                ),
+            );
+        }
+        match failure {
+            StartFailure::Exited { stderr_tail, .. }
+                if stderr_tail.contains("No module named ipykernel")
+                    || stderr_tail.contains("No module named 'ipykernel") =>
+            {
+                Problem::new(
+                    "MissingIpykernel",
+                    format!(
+                        "the Python of `{target}`, `{python}`, has no ipykernel, which its workers need; \
+                         install it with\n    {shell}{python} -m pip install ipykernel"
+                    ),
+                )
+            }
+            StartFailure::NoProgram { error, .. } => Problem::new(
+                "NoPython",
+                format!(
+                    "the Python of `{target}`, `{python}`, cannot be run: {error}; set `python` under [targets.{target}] in cellferry.toml"
+                ),
+            ),
+            StartFailure::Workdir { path, error } => Problem::new(
+                "WorkdirError",
+                format!(
+                    "the working directory of `{target}`, `{path}`, cannot be used: {error}; set `workdir` under [targets.{target}] in cellferry.toml"
+                ),
+            ),
+            failure => Problem::new(
+                "WorkerError",
+                format!("a worker of `{target}` ({python}) did not start: {failure}"),
+            ),
+        }
+    }
 }
 
 /// The home Python.
@@ -80,7 +187,10 @@ pub struct Agents {
     python: Option<PathBuf>,
     home_dir: PathBuf,
     links: HashMap<TargetName, Link>,
-    workers: HashMap<WorkerId, Place>,
+    workers: HashMap<WorkerId, Seat>,
+    /// What far agents said of themselves.
+    hellos: HashMap<TargetName, Hello>,
+    arrivals: Arc<Arrivals>,
     run_dir: Option<RunDir>,
     segments: Option<RunDir>,
     guard: Option<Guard>,
@@ -89,13 +199,18 @@ pub struct Agents {
 
 impl Agents {
     /// No agent is started yet.
-    pub fn new(python: Option<PathBuf>) -> (Self, mpsc::UnboundedReceiver<FromLocation>) {
+    pub fn new(
+        python: Option<PathBuf>,
+        arrivals: Arc<Arrivals>,
+    ) -> (Self, mpsc::UnboundedReceiver<FromLocation>) {
         let (events, inbox) = mpsc::unbounded_channel();
         let agents = Self {
             python,
             home_dir: std::env::current_dir().unwrap_or_default(),
             links: HashMap::new(),
             workers: HashMap::new(),
+            hellos: HashMap::new(),
+            arrivals,
             run_dir: None,
             segments: None,
             guard: None,
@@ -117,31 +232,38 @@ impl Agents {
             }
             error => Problem::new("TargetError", error.to_string()),
         })?;
-        let python = self.python_of(&definition)?;
-        self.workers.insert(
-            worker,
-            Place {
+        let seat = match &definition.place {
+            Place::Local => Seat {
                 target: target.clone(),
-                python: python.clone(),
+                python: self.python_of(&definition)?,
+                shell: String::new(),
                 pid: None,
             },
-        );
+            Place::Ssh(ssh) => seat_there(&definition, ssh),
+        };
+        let spec = match &definition.place {
+            Place::Local => {
+                let argv = launch::here(&definition, &seat.python, &**target == HOME);
+                spec(&definition, argv)
+            }
+            Place::Ssh(_) => spec_there(&definition),
+        };
+        self.workers.insert(worker, seat);
         self.prepare(target)?;
         if !self.links.contains_key(target) {
-            let link = if &**target == HOME {
-                self.here()?
-            } else {
-                self.process(target).await?
+            let link = match &definition.place {
+                Place::Local if &**target == HOME => self.here()?,
+                Place::Local => self.process(target).await?,
+                Place::Ssh(ssh) => Link::Far(Far::start(
+                    target.clone(),
+                    ssh.clone(),
+                    self.arrivals.clone(),
+                    self.events.clone(),
+                )),
             };
             self.links.insert(target.clone(), link);
         }
-        self.send(
-            worker,
-            ToAgent::StartWorker {
-                worker,
-                spec: spec(&definition, python, &**target == HOME),
-            },
-        );
+        self.send(worker, ToAgent::StartWorker { worker, spec });
         Ok(())
     }
 
@@ -167,10 +289,7 @@ impl Agents {
             )
         };
         let run_dir = RunDir::make().map_err(|error| failed(error.to_string()))?;
-        // Values may as well go through the disk, where there is no shared memory.
-        let segments = RunDir::make_in(SHARED_MEMORY.as_ref())
-            .or_else(|_| RunDir::make_in(&std::env::temp_dir()));
-        let segments = segments.map_err(|error| failed(error.to_string()))?;
+        let segments = RunDir::for_values().map_err(|error| failed(error.to_string()))?;
         let guard = Guard::start(
             OWN_PROGRAM.as_ref(),
             &["guard"],
@@ -188,11 +307,15 @@ impl Agents {
             .run_dir
             .as_ref()
             .ok_or_else(|| Problem::new("WorkerError", "no run directory".to_owned()))?;
-        let (agent, mut inbox) = Agent::local(run_dir.path());
+        let segments = self
+            .segment_dir(&Machine::Home)
+            .map_err(|error| Problem::new("WorkerError", error))?;
+        let (agent, mut inbox) = Agent::local(run_dir.path(), &segments);
         let events = self.events.clone();
         tokio::spawn(async move {
             while let Some(message) = inbox.recv().await {
-                if events.send(FromLocation::Message(message)).is_err() {
+                let message = FromLocation::Message(HOME.into(), message);
+                if events.send(message).is_err() {
                     break;
                 }
             }
@@ -231,34 +354,92 @@ impl Agents {
             while let Some(message) = receiver.recv().await {
                 match message {
                     Ok(message) => {
-                        if events.send(FromLocation::Message(message)).is_err() {
+                        let message = FromLocation::Message(target.clone(), message);
+                        if events.send(message).is_err() {
                             return;
                         }
                     }
                     Err(error) => tracing::error!("the agent of `{target}`: {error}"),
                 }
             }
-            let _ = events.send(FromLocation::AgentGone(target));
+            let problem = Problem::new(
+                "AgentDied",
+                format!(
+                    "the agent of `{target}` died, and its workers with it; the next cell on `{target}` starts a new one"
+                ),
+            );
+            let _ = events.send(FromLocation::AgentGone(target, problem));
         });
         Ok(Link::Process { sender, child })
     }
 
     /// Sends a command to the agent of a worker.
     pub fn send(&mut self, worker: WorkerId, command: ToAgent) {
-        let Some(place) = self.workers.get(&worker) else {
-            return;
-        };
-        match self.links.get_mut(&place.target) {
+        if let Some(seat) = self.workers.get(&worker) {
+            let target = seat.target.clone();
+            // A worker whose agent is gone is told as gone by an event of its own.
+            let _ = self.tell(&target, command);
+        }
+    }
+
+    /// Sends a command to an agent.
+    pub fn tell(&mut self, target: &TargetName, command: ToAgent) -> Result<(), String> {
+        match self.links.get_mut(target) {
             Some(Link::Here(agent)) => agent.command(command),
             Some(Link::Process { sender, .. }) => sender.queue(command),
-            None => {}
+            Some(Link::Far(far)) => far.sender.queue(command),
+            None => return Err(format!("`{target}` is lost")),
         }
+        Ok(())
+    }
+
+    /// A far agent says who it is.
+    pub fn hello(&mut self, target: &TargetName, hello: Hello) {
+        tracing::info!(
+            "the agent of `{target}` runs on {} ({}, {} processors)",
+            hello.hostname,
+            hello.arch,
+            hello.cpus
+        );
+        self.hellos.insert(target.clone(), hello);
+    }
+
+    /// Whether a far agent has not said anything yet.
+    pub fn is_connecting(&self, target: &TargetName) -> bool {
+        matches!(self.links.get(target), Some(Link::Far(_))) && !self.hellos.contains_key(target)
+    }
+
+    /// The machine that a worker is on.
+    pub fn machine(&self, worker: WorkerId) -> Option<Machine> {
+        let target = &self.workers.get(&worker)?.target;
+        Some(match self.links.get(target)? {
+            Link::Far(_) => Machine::Far(target.clone()),
+            Link::Here(_) | Link::Process { .. } => Machine::Home,
+        })
+    }
+
+    /// Sends the file of a value to a far host, which answers once it has it.
+    pub fn upload(&mut self, target: &TargetName, transfer: u64, size: u64) -> Result<(), String> {
+        let path = self.segment_dir(&Machine::Home)?.join(transfer.to_string());
+        let Some(Link::Far(far)) = self.links.get(target) else {
+            return Err(format!("`{target}` is lost"));
+        };
+        let sender = far.sender.clone();
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            if let Err(error) = upload(&sender, transfer, size, &path).await {
+                let reason = format!("cannot read {}: {error}", path.display());
+                let failed = FromAgent::TransferFailed { transfer, reason };
+                let _ = events.send(FromLocation::Message(HOME.into(), failed));
+            }
+        });
+        Ok(())
     }
 
     /// A worker answers.
     pub fn is_up(&mut self, worker: WorkerId, pid: u32) {
-        if let Some(place) = self.workers.get_mut(&worker) {
-            place.pid = Some(pid);
+        if let Some(seat) = self.workers.get_mut(&worker) {
+            seat.pid = Some(pid);
         }
     }
 
@@ -269,25 +450,18 @@ impl Agents {
 
     /// Where a worker is.
     pub fn target(&self, worker: WorkerId) -> Option<&TargetName> {
-        self.workers.get(&worker).map(|place| &place.target)
+        self.workers.get(&worker).map(|seat| &seat.target)
     }
 
-    /// An agent's process has ended: its workers with it.
-    pub fn agent_gone(&mut self, target: &TargetName) -> (Vec<WorkerId>, Problem) {
+    /// An agent has ended: its workers with it.
+    pub fn agent_gone(&mut self, target: &TargetName) -> Vec<WorkerId> {
         self.links.remove(target);
-        let workers = self
+        self.hellos.remove(target);
+        let of_target = self
             .workers
             .iter()
-            .filter(|(_, place)| place.target == *target)
-            .map(|(worker, _)| *worker)
-            .collect();
-        let problem = Problem::new(
-            "AgentDied",
-            format!(
-                "the agent of `{target}` died, and its workers with it; another one is started when it is needed"
-            ),
-        );
-        (workers, problem)
+            .filter(|(_, seat)| seat.target == *target);
+        of_target.map(|(worker, _)| *worker).collect()
     }
 
     /// Tells, as an event, that a worker could not be started.
@@ -321,66 +495,41 @@ impl Agents {
         );
     }
 
-    /// Where large values of this machine are kept on their way.
-    pub fn segment_dir(&self) -> Result<PathBuf, String> {
-        self.segments
-            .as_ref()
-            .map(|dir| dir.path().to_owned())
-            .ok_or_else(|| "there is no shared memory".to_owned())
+    /// Where large values are kept on a machine, on their way.
+    pub fn segment_dir(&self, machine: &Machine) -> Result<PathBuf, String> {
+        match machine {
+            Machine::Home => {
+                let dir = self.segments.as_ref().map(|dir| dir.path().to_owned());
+                dir.ok_or_else(|| "there is no shared memory".to_owned())
+            }
+            Machine::Far(target) => {
+                let hello = self.hellos.get(target);
+                hello
+                    .map(|hello| PathBuf::from(&hello.segment_dir))
+                    .ok_or_else(|| format!("`{target}` is lost"))
+            }
+        }
     }
 
     /// Places of the user's own modules that a worker elsewhere would not look at.
     pub fn module_paths(&self, worker: WorkerId) -> Vec<String> {
         match self.workers.get(&worker) {
-            Some(place) if &*place.target != HOME => vec![self.home_dir.display().to_string()],
+            Some(seat) if &*seat.target != HOME => vec![self.home_dir.display().to_string()],
             _ => Vec::new(),
         }
     }
 
     /// The error for a worker that did not start.
     pub fn start_problem(&self, worker: WorkerId, failure: &StartFailure) -> Problem {
-        let Some(place) = self.workers.get(&worker) else {
-            return Problem::new("WorkerError", failure.to_string());
-        };
-        let Place { target, python, .. } = place;
-        match failure {
-            StartFailure::Exited { stderr_tail, .. }
-                if stderr_tail.contains("No module named ipykernel")
-                    || stderr_tail.contains("No module named 'ipykernel") =>
-            {
-                Problem::new(
-                    "MissingIpykernel",
-                    format!(
-                        "the Python of `{target}`, `{python}`, has no ipykernel, which its workers need; \
-                         install it with\n    {python} -m pip install ipykernel"
-                    ),
-                )
-            }
-            StartFailure::NoProgram { error, .. } => Problem::new(
-                "NoPython",
-                format!(
-                    "the Python of `{target}`, `{python}`, cannot be run: {error}; set `python` under [targets.{target}] in cellferry.toml"
-                ),
-            ),
-            StartFailure::Workdir { path, error } => Problem::new(
-                "WorkdirError",
-                format!(
-                    "the working directory of `{target}`, `{path}`, cannot be used: {error}; set `workdir` under [targets.{target}] in cellferry.toml"
-                ),
-            ),
-            failure => Problem::new(
-                "WorkerError",
-                format!("a worker of `{target}` ({python}) did not start: {failure}"),
-            ),
+        match self.workers.get(&worker) {
+            Some(seat) => seat.start_problem(failure),
+            None => Problem::new("WorkerError", failure.to_string()),
         }
     }
 
     /// The error for a worker that died.
     pub fn death_problem(&self, worker: WorkerId, exit: &Exit, stderr_tail: &str) -> Problem {
-        let target = self
-            .workers
-            .get(&worker)
-            .map_or("?", |place| &*place.target);
+        let target = self.workers.get(&worker).map_or("?", |seat| &*seat.target);
         let words = stderr_tail.trim();
         let last = if words.is_empty() {
             String::new()
@@ -397,25 +546,21 @@ impl Agents {
 
     /// The error for a worker in which the helper cannot be installed.
     pub fn helper_problem(&self, worker: WorkerId, exception: &str) -> Problem {
-        let (target, python) = self
-            .workers
-            .get(&worker)
-            .map_or(("?", "?"), |place| (&*place.target, place.python.as_str()));
+        let (target, python, shell) = self.workers.get(&worker).map_or(("?", "?", ""), |seat| {
+            (&*seat.target, seat.python.as_str(), seat.shell.as_str())
+        });
         Problem::new(
             "WorkerError",
             format!(
                 "the worker of `{target}` ({python}) could not be set up: {exception}; \
-                 ipykernel 6 or newer on Python 3.8 or newer is needed: {python} -m pip install --upgrade ipykernel"
+                 ipykernel 6 or newer on Python 3.8 or newer is needed: {shell}{python} -m pip install --upgrade ipykernel"
             ),
         )
     }
 
     /// A worker could not take back what a cell did that ran before its turn.
     pub fn undo_problem(&self, worker: WorkerId, exception: &str) -> Problem {
-        let target = self
-            .workers
-            .get(&worker)
-            .map_or("?", |place| &*place.target);
+        let target = self.workers.get(&worker).map_or("?", |seat| &*seat.target);
         Problem::new(
             "WorkerError",
             format!(
@@ -436,6 +581,7 @@ impl Agents {
                         sender.finish();
                         let _ = child.wait().await;
                     }
+                    Link::Far(far) => far.shutdown().await,
                 }
             });
         }
@@ -462,30 +608,34 @@ pub fn how(exit: &Exit) -> Gone {
     }
 }
 
-fn spec(target: &Target, python: String, home: bool) -> WorkerSpec {
-    let mut argv: Vec<String> = [
-        &python,
-        "-m",
-        "ipykernel_launcher",
-        "-f",
-        "{connection_file}",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    if !home {
-        // The notebook's history is kept at home.
-        argv.push("--HistoryManager.enabled=False".to_owned());
+/// Sends a file in pieces; gives up without a word when it is gone, since then nobody needs it.
+async fn upload(
+    sender: &Sender<ToAgent>,
+    transfer: u64,
+    size: u64,
+    path: &Path,
+) -> std::io::Result<()> {
+    let mut file = tokio::fs::File::open(path).await?;
+    file.set_max_buf_size(PIECE);
+    sender.queue(ToAgent::Receive { transfer, size });
+    let mut left = size;
+    while left > 0 && tokio::fs::try_exists(path).await.unwrap_or(true) {
+        let mut piece = bytes::BytesMut::with_capacity(PIECE);
+        while piece.len() < PIECE
+            && (&mut file)
+                .take((PIECE - piece.len()) as u64)
+                .read_buf(&mut piece)
+                .await?
+                > 0
+        {}
+        if piece.is_empty() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        left = left.saturating_sub(piece.len() as u64);
+        let bytes = piece.freeze();
+        if !sender.send(ToAgent::Data { transfer, bytes }).await {
+            return Ok(());
+        }
     }
-    WorkerSpec {
-        argv,
-        env: target
-            .env
-            .iter()
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect(),
-        workdir: target
-            .workdir
-            .as_ref()
-            .map(|path| path.display().to_string()),
-    }
+    Ok(())
 }

@@ -3,15 +3,22 @@
 
 mod again;
 mod agents;
+mod arrivals;
+mod carry;
 mod cells;
 mod comms;
+mod far;
 mod history;
 mod information;
 mod magics;
+mod notices;
 mod orders;
 mod parent;
+mod probe;
+mod questions;
 mod values;
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,18 +34,24 @@ use serde::Deserialize;
 use serde_json::json;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
 
 pub use self::cells::needed;
+pub use self::probe::probe;
 
 use self::again::Again;
 use self::agents::{Agents, FromLocation};
+use self::carry::{Carried, Machine};
 use self::cells::Cells;
 use self::comms::Comms;
+use self::far::LinkState;
 use self::magics::Magic;
+use self::notices::{Notices, Wait};
+use self::questions::{Asker, Questions, Waiting};
 use self::values::Values;
 use crate::analysis::python::completion_root;
 use crate::session::{
-    Answer, Asked, Effect, Event, Gone, HOME, PassTo, Problem, Reply, RunId, Session, Taken,
+    Answer, Asked, Effect, Event, Gone, HOME, PassTo, Problem, Reply, RunId, Session, Taken, TargetName,
 };
 
 /// How long answers may take to leave before the process ends: ZeroMQ has no linger here.
@@ -76,7 +89,8 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         mut requests,
         outbox,
     } = cellferry_kernel::bind(&file).await?;
-    let (agents, mut events) = Agents::new(options.python);
+    let values = Values::default();
+    let (agents, mut events) = Agents::new(options.python, values.files.arrivals());
     let mut driver = Driver {
         outbox,
         author: Author::new(),
@@ -84,14 +98,16 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         session: Session::new(),
         cells: Cells::new(file.jupyter_session.as_deref()),
         agents,
-        values: Values::default(),
+        values,
         comms: Comms::default(),
         running: HashMap::new(),
         held: HashMap::new(),
         discarded: HashSet::new(),
         again: Again::default(),
+        going_back: HashMap::new(),
         shown: HashMap::new(),
-        asking: None,
+        questions: Questions::default(),
+        notices: Notices::default(),
         warm: false,
         ending: None,
     };
@@ -103,13 +119,16 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
     let mut interrupts = signal(SignalKind::interrupt()).map_err(KernelError::Signals)?;
     let mut terminations = signal(SignalKind::terminate()).map_err(KernelError::Signals)?;
     let mut orphaned = std::pin::pin!(parent::gone());
+    let mut ticks = tokio::time::interval(notices::TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while driver.ending.is_none() {
         // Signals first: an interrupt concerns what was asked for before it, not after it.
         tokio::select! {
             biased;
-            _ = interrupts.recv() => driver.handle(Event::Interrupt).await,
+            _ = interrupts.recv() => driver.interrupt().await,
             _ = terminations.recv() => driver.ending = Some(Ending::Silent),
             () = &mut orphaned => driver.ending = Some(Ending::Silent),
+            _ = ticks.tick(), if driver.notices.any() => driver.notice(),
             Some(arrival) = async { tokio::select! {
                 incoming = requests.recv() => incoming.map(Arrival::Request),
                 event = events.recv() => event.map(Arrival::Location),
@@ -152,10 +171,13 @@ struct Driver {
     discarded: HashSet<RunId>,
     /// What cells show that may have to run again.
     again: Again,
+    /// How often each worker has yet to go back. It answers in order, so a reply that comes before is of a run that
+    /// has been taken back.
+    going_back: HashMap<WorkerId, usize>,
     /// The client's request that each worker saw last: output without a request of its own is shown there.
     shown: HashMap<WorkerId, Bytes>,
-    /// The worker that asked for input last.
-    asking: Option<WorkerId>,
+    questions: Questions,
+    notices: Notices,
     warm: bool,
     ending: Option<Ending>,
 }
@@ -184,9 +206,7 @@ impl Driver {
     async fn incoming(&mut self, incoming: Incoming) {
         let Incoming { channel, message } = incoming;
         if channel == cellferry_kernel::Channel::Stdin {
-            if let Some(worker) = self.asking.take() {
-                self.tell_worker(worker, Channel::Stdin, parts(message));
-            }
+            self.answered(message);
             return;
         }
         let header = match message.parse_header() {
@@ -225,7 +245,7 @@ impl Driver {
                 ));
             }
             (_, "interrupt_request") => {
-                self.handle(Event::Interrupt).await;
+                self.interrupt().await;
                 self.answer(&asked, "interrupt_reply", &json!({"status": "ok"}));
             }
             (_, "comm_info_request") => {
@@ -354,15 +374,97 @@ impl Driver {
         self.status(asked, "idle");
     }
 
+    /// The user does not want to wait: neither for cells nor for a host that asks something.
+    async fn interrupt(&mut self) {
+        self.questions.interrupted();
+        self.handle(Event::Interrupt).await;
+    }
+
+    /// A client answers a question.
+    fn answered(&mut self, message: Message) {
+        let parent = message.parse_parent().unwrap_or_default();
+        match self.questions.answered(&parent.msg_id) {
+            Some(Asker::Worker(worker)) => {
+                self.tell_worker(worker, Channel::Stdin, parts(message));
+            }
+            Some(Asker::Host(answer)) => {
+                let _ = answer.send(questions::value(&message.content));
+            }
+            None => {}
+        }
+    }
+
+    // --- about far hosts, under the cells that wait for them
+
+    /// Asks the user what hosts want to know, each under a cell that waits for that host.
+    fn ask(&mut self) {
+        let mut later = Vec::new();
+        for waiting in std::mem::take(&mut self.questions.waiting) {
+            let Some((_, asked)) = self.session.asked_on(&waiting.target).into_iter().next() else {
+                later.push(waiting);
+                continue;
+            };
+            if !allows_stdin(&asked.message.content) {
+                tracing::info!(
+                    "`{}` asks a question, and this client cannot answer",
+                    waiting.target
+                );
+                continue;
+            }
+            let content =
+                json!({"prompt": waiting.question.text, "password": !waiting.question.echo});
+            let mut message = self
+                .author
+                .message("input_request", Some(&asked.message), &content);
+            message.identities = asked.message.identities.clone();
+            if let Ok(header) = message.parse_header() {
+                self.questions
+                    .asked(header.msg_id, Asker::Host(waiting.answer));
+            }
+            self.outbox.send(cellferry_kernel::Channel::Stdin, message);
+        }
+        self.questions.waiting.extend(later);
+    }
+
+    /// Shows how long cells have been waiting for hosts.
+    fn notice(&mut self) {
+        for target in self.notices.targets() {
+            for (run, asked) in self.session.asked_on(&target) {
+                if let Some((msg_type, content)) = self.notices.show(&target, run) {
+                    self.publish(
+                        self.author
+                            .message(msg_type, Some(&asked.message), &content),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Cells need not wait for a host any more: the notices go.
+    fn over(&mut self, target: &TargetName) {
+        for (run, content) in self.notices.over(target) {
+            let asked = self.session.request(run).cloned();
+            let message = self.author.message(
+                "update_display_data",
+                asked.as_ref().map(|asked| &asked.message),
+                &content,
+            );
+            self.publish(message);
+        }
+    }
+
     // --- from agents
 
     async fn arrived(&mut self, event: FromLocation) {
         match event {
-            FromLocation::Message(FromAgent::Received {
-                worker,
-                channel,
-                parts,
-            }) => {
+            FromLocation::Message(
+                _,
+                FromAgent::Received {
+                    worker,
+                    channel,
+                    parts,
+                },
+            ) => {
                 let Some(mut message) = message(parts) else {
                     tracing::warn!(
                         "ignored a message with too few parts from worker {}",
@@ -380,19 +482,22 @@ impl Driver {
                     Channel::Shell | Channel::Control => self.reply(worker, message).await,
                 }
             }
-            FromLocation::Message(FromAgent::WorkerUp { worker, pid }) => {
+            FromLocation::Message(_, FromAgent::WorkerUp { worker, pid }) => {
                 self.agents.is_up(worker, pid);
                 self.install_helper(worker);
             }
-            FromLocation::Message(FromAgent::WorkerFailed { worker, failure }) => {
+            FromLocation::Message(_, FromAgent::WorkerFailed { worker, failure }) => {
                 let problem = self.agents.start_problem(worker, &failure);
                 self.gone(worker, problem, Gone::NotStarted).await;
             }
-            FromLocation::Message(FromAgent::WorkerDown {
-                worker,
-                exit,
-                stderr_tail,
-            }) => {
+            FromLocation::Message(
+                _,
+                FromAgent::WorkerDown {
+                    worker,
+                    exit,
+                    stderr_tail,
+                },
+            ) => {
                 let problem = self.agents.death_problem(worker, &exit, &stderr_tail);
                 self.gone(worker, problem, agents::how(&exit)).await;
             }
@@ -401,16 +506,72 @@ impl Driver {
                     self.gone(worker, problem.clone(), Gone::NotStarted).await;
                 }
             }
-            FromLocation::AgentGone(target) => {
-                let (workers, problem) = self.agents.agent_gone(&target);
-                for worker in workers {
-                    self.gone(worker, problem.clone(), Gone::LocationLost).await;
+            FromLocation::AgentGone(target, problem) => {
+                // What was never there is not lost.
+                let how = if self.agents.is_connecting(&target) {
+                    Gone::NotStarted
+                } else {
+                    Gone::LocationLost
+                };
+                self.over(&target);
+                let carried = self.values.files.lost(&target);
+                for worker in self.agents.agent_gone(&target) {
+                    self.gone(worker, problem.clone(), how).await;
+                }
+                self.carried(carried).await;
+            }
+            FromLocation::Message(target, FromAgent::Hello(hello)) => {
+                self.agents.hello(&target, hello);
+                self.over(&target);
+            }
+            FromLocation::Message(target, message) => {
+                let carried = self.values.files.heard(&target, message, &mut self.agents);
+                self.carried(carried).await;
+            }
+            FromLocation::Link(target, LinkState::Lost(reason)) => {
+                tracing::info!("the link to `{target}` is lost: {reason}");
+                self.notices.waits(&target, Wait::Lost(reason));
+                self.notice();
+            }
+            FromLocation::Link(target, LinkState::Back) => {
+                tracing::info!("the link to `{target}` is back");
+                self.over(&target);
+            }
+            FromLocation::Ask(target, question, answer) => {
+                self.questions.waiting.push(Waiting {
+                    target,
+                    question,
+                    answer,
+                });
+                self.ask();
+            }
+            FromLocation::Tell(target, text) => {
+                tracing::info!("`{target}`: {text}");
+                if let Some((_, asked)) = self.session.asked_on(&target).into_iter().next() {
+                    let content =
+                        json!({"name": "stderr", "text": format!("{}\n", text.trim_end())});
+                    self.publish(
+                        self.author
+                            .message("stream", Some(&asked.message), &content),
+                    );
                 }
             }
             FromLocation::TransferFailed { transfer, reason } => {
                 self.handle(Event::Taken(transfer, Taken::Failed(reason)))
                     .await;
             }
+        }
+    }
+
+    /// Tells the session what has been brought where.
+    async fn carried(&mut self, carried: Vec<Carried>) {
+        for (transfer, to, outcome) in carried {
+            self.handle(Event::Carried {
+                transfer,
+                to,
+                outcome,
+            })
+            .await;
         }
     }
 
@@ -428,10 +589,9 @@ impl Driver {
     fn forget(&mut self, worker: WorkerId) {
         self.agents.forget(worker);
         self.shown.remove(&worker);
+        self.going_back.remove(&worker);
         self.running.retain(|(other, _), _| *other != worker);
-        if self.asking == Some(worker) {
-            self.asking = None;
-        }
+        self.questions.gone(worker);
         for comm in self.comms.worker_gone(worker) {
             let content = json!({"comm_id": comm, "data": {}});
             self.publish(self.author.message("comm_close", None, &content));
@@ -528,7 +688,9 @@ impl Driver {
         message.parent_header = asked.message.header.clone();
         if channel == Channel::Stdin {
             message.identities = asked.message.identities.clone();
-            self.asking = Some(worker);
+            if let Ok(header) = message.parse_header() {
+                self.questions.asked(header.msg_id, Asker::Worker(worker));
+            }
             self.outbox.send(cellferry_kernel::Channel::Stdin, message);
         } else {
             for message in self.again.show(&asked.header.msg_id, message, &self.author) {
@@ -560,6 +722,11 @@ impl Driver {
             self.run_of(worker, &parent.msg_id),
             header.msg_type.as_str(),
         ) {
+            // Idle comes on another channel and may have come before it; then the cell may have been given to the worker
+            // again, by the same request.
+            if self.going_back.contains_key(&worker) {
+                return;
+            }
             let content = message.parse_content::<ReplyContent>();
             let (failed, exception) = match content {
                 Ok(content) if content.status == "ok" => (false, None),
@@ -596,16 +763,30 @@ impl Driver {
         message: Message,
     ) {
         match header.msg_type.as_str() {
-            "cellferry_reply" => {
-                if let Some(failure) = values::failed_undo(&message) {
+            "cellferry_reply" => match values::undone(&message) {
+                Some(Ok(())) => {
+                    if let Entry::Occupied(mut left) = self.going_back.entry(worker) {
+                        *left.get_mut() -= 1;
+                        if *left.get() == 0 {
+                            left.remove();
+                        }
+                    }
+                }
+                Some(Err(failure)) => {
                     // What it has now is nobody's.
                     let problem = self.agents.undo_problem(worker, &failure);
                     self.agents.stop(worker);
                     self.gone(worker, problem, Gone::Killed).await;
-                } else if let Some((transfer, taken)) = self.values.taken(&parent.msg_id, message) {
-                    self.handle(Event::Taken(transfer, taken)).await;
                 }
-            }
+                None => {
+                    if let Some(machine) = self.agents.machine(worker)
+                        && let Some((transfer, taken)) =
+                            self.values.taken(&parent.msg_id, message, machine)
+                    {
+                        self.handle(Event::Taken(transfer, taken)).await;
+                    }
+                }
+            },
             "execute_reply" => match message.parse_content::<ReplyContent>() {
                 Ok(content) if content.status == "ok" => {
                     self.handle(Event::WorkerReady(worker)).await
@@ -646,6 +827,8 @@ impl Driver {
                 if let Err(problem) = self.agents.start(worker, &target, &self.cells).await {
                     // Not from within the session's own turn: as an event of its own.
                     self.agents.report(worker, problem);
+                } else if self.agents.is_connecting(&target) {
+                    self.notices.waits(&target, Wait::Connecting);
                 }
             }
             Effect::Status(asked, state) => self.status(&asked, state),
@@ -707,7 +890,9 @@ impl Driver {
                     .agents
                     .target(worker)
                     .is_some_and(|target| &**target == HOME);
-                let parts = orders::execute_parts(run, *orders, at_home, &mut self.values);
+                let machine = self.agents.machine(worker).unwrap_or(Machine::Home);
+                let segments = self.agents.segment_dir(&machine).unwrap_or_default();
+                let parts = orders::execute_parts(run, *orders, at_home, &self.values, &segments);
                 self.tell_worker(worker, Channel::Shell, parts);
             }
             Effect::Take {
@@ -718,29 +903,28 @@ impl Driver {
                 ignored,
                 reader,
             } => {
-                let reader = reader.and_then(|reader| self.agents.pid(reader));
                 let taking = self.values.take(
                     &self.author,
-                    transfer,
+                    (transfer, worker),
                     &names,
                     (&stale, &ignored),
                     reader,
-                    &mut self.agents,
+                    &self.agents,
                 );
                 match taking {
                     Ok(message) => self.tell_worker(worker, Channel::Shell, parts(message)),
                     Err(problem) => self.agents.transfer_failed(transfer, problem),
                 }
             }
-            // All are on one machine.
             Effect::Carry { transfer, to, .. } => {
-                return Some(Event::Carried {
+                let carried = self.values.files.bring(transfer, to, &mut self.agents);
+                return carried.map(|(transfer, to, outcome)| Event::Carried {
                     transfer,
                     to,
-                    outcome: Ok(()),
+                    outcome,
                 });
             }
-            Effect::Release(transfers) => self.values.release(&transfers),
+            Effect::Release(transfers) => self.values.release(&transfers, &mut self.agents),
             Effect::Show(run, asked) => {
                 if self.session.may_run_again(run) {
                     self.again.keep(&asked.header.msg_id);
@@ -749,6 +933,7 @@ impl Driver {
                     self.shown.insert(worker, asked.message.header.clone());
                     self.tell_client(&asked, worker, channel, message);
                 }
+                self.ask();
             }
             Effect::Discard(run) => {
                 self.held.remove(&run);
@@ -766,6 +951,7 @@ impl Driver {
                 self.forget(worker);
             }
             Effect::Undo(worker, run) => {
+                *self.going_back.entry(worker).or_default() += 1;
                 self.request(worker, &json!({"verb": "undo", "run": run.0}))
             }
             Effect::Settle(worker, run) => {
@@ -909,6 +1095,16 @@ fn error_content(problem: &Problem) -> serde_json::Value {
         format!("\u{1b}[31m{}\u{1b}[39m: {}", problem.ename, problem.evalue)
     };
     json!({"ename": problem.ename, "evalue": problem.evalue, "traceback": [line]})
+}
+
+/// Whether the client that sent the request can be asked something.
+fn allows_stdin(content: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Content {
+        #[serde(default)]
+        allow_stdin: bool,
+    }
+    serde_json::from_slice::<Content>(content).is_ok_and(|content| content.allow_stdin)
 }
 
 /// A message as the wire carries it: without identities.

@@ -1,5 +1,7 @@
 //! The messages that go to a worker: a cell with its prelude, and the helper at start-up.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use cellferry_kernel::Author;
 use cellferry_kernel::message::Message;
@@ -49,7 +51,13 @@ fn unseen_content(content: &Bytes, at_home: bool) -> Bytes {
 
 /// The client's request as the worker gets it: its own header, so that everything the worker
 /// says of it has the right parent, with our orders in the metadata.
-pub fn execute_parts(run: RunId, orders: Orders, at_home: bool, values: &mut Values) -> Parts {
+pub fn execute_parts(
+    run: RunId,
+    orders: Orders,
+    at_home: bool,
+    values: &Values,
+    segments: &Path,
+) -> Parts {
     let request = &orders.request.message;
     let mut buffers = Vec::new();
     let mut actions = Vec::new();
@@ -70,7 +78,7 @@ pub fn execute_parts(run: RunId, orders: Orders, at_home: bool, values: &mut Val
                 "number": defined.number,
                 "magic": defined.definition.kind == DefinitionKind::Magic,
             }),
-            Step::Put(put) => values.put_action(put, &mut buffers),
+            Step::Put(put) => values.put_action(put, segments, &mut buffers),
         });
     }
     if !orders.plan.results.is_empty() {

@@ -1,15 +1,17 @@
 //! Values on their way between workers: small ones in memory, large ones as shared-memory segments.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::Path;
 
 use bytes::Bytes;
 use cellferry_kernel::Author;
 use cellferry_kernel::message::Message;
+use cellferry_wire::protocol::WorkerId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::agents::Agents;
+use super::carry::{Carry, Machine};
 use crate::ledger::{Description, Put};
 use crate::name::Name;
 use crate::session::Taken;
@@ -18,15 +20,16 @@ use crate::session::Taken;
 #[derive(Debug, Default)]
 pub struct Values {
     asked: HashMap<String, u64>,
-    segments: HashMap<u64, PathBuf>,
     taken: HashMap<u64, Payload>,
+    /// Where those are that are files.
+    pub files: Carry,
 }
 
 #[derive(Debug)]
 enum Payload {
     Inline(Vec<Bytes>),
+    /// A file on each machine that it has been carried to.
     Segment {
-        path: PathBuf,
         layout: Value,
     },
     /// Still in the memory of the process that holds them.
@@ -47,8 +50,6 @@ enum Reply {
         kin: Vec<BTreeSet<Name>>,
         place: Place,
         #[serde(default)]
-        segment: Option<PathBuf>,
-        #[serde(default)]
         layout: Value,
     },
     Uncarriable {
@@ -68,8 +69,8 @@ enum Place {
     Memory,
 }
 
-/// Why a worker could not go back to what it was, if this is its answer.
-pub fn failed_undo(message: &Message) -> Option<String> {
+/// Whether a worker has gone back to what it was, or why not, if this is its answer to that.
+pub fn undone(message: &Message) -> Option<Result<(), String>> {
     #[derive(Deserialize)]
     struct Reply {
         #[serde(default)]
@@ -79,33 +80,43 @@ pub fn failed_undo(message: &Message) -> Option<String> {
         status: String,
     }
     let reply: Reply = message.parse_content().ok()?;
-    (reply.verb == "undo" && reply.status != "ok").then_some(reply.message)
+    let done = (reply.status == "ok").then_some(());
+    (reply.verb == "undo").then(|| done.ok_or(reply.message))
 }
 
 impl Values {
     /// The message that takes `names` from a worker, which drops what is stale there and leaves out what is
-    /// ignored. `reader` is the
-    /// process that may copy them straight from the worker's memory.
+    /// ignored. `reader` may copy them straight from the worker's memory, if both are on this machine.
     pub fn take(
         &mut self,
         author: &Author,
-        transfer: u64,
+        (transfer, holder): (u64, WorkerId),
         names: &BTreeSet<Name>,
         (stale, ignored): (&BTreeSet<Name>, &BTreeSet<Name>),
-        reader: Option<u32>,
-        agents: &mut Agents,
+        reader: Option<WorkerId>,
+        agents: &Agents,
     ) -> Result<Message, String> {
-        let path = agents.segment_dir()?.join(transfer.to_string());
+        let machine = agents.machine(holder).ok_or("its holder is gone")?;
+        let path = agents.segment_dir(&machine)?.join(transfer.to_string());
+        let near = reader.filter(|reader| {
+            machine == Machine::Home && agents.machine(*reader) == Some(Machine::Home)
+        });
+        let reader = near.and_then(|reader| agents.pid(reader));
         let content = json!({"verb": "take", "names": names, "stale": stale, "ignored": ignored, "segment": path, "reader": reader});
         let message = author.message("cellferry_request", None, &content);
         let header = message.parse_header().map_err(|error| error.to_string())?;
         self.asked.insert(header.msg_id, transfer);
-        self.segments.insert(transfer, path);
+        self.files.begun(transfer, machine);
         Ok(message)
     }
 
     /// A worker's answer to a `take`.
-    pub fn taken(&mut self, msg_id: &str, message: Message) -> Option<(u64, Taken)> {
+    pub fn taken(
+        &mut self,
+        msg_id: &str,
+        message: Message,
+        machine: Machine,
+    ) -> Option<(u64, Taken)> {
         let transfer = self.asked.remove(msg_id)?;
         let reply = match message.parse_content::<Reply>() {
             Ok(reply) => reply,
@@ -124,19 +135,20 @@ impl Values {
                 size,
                 kin,
                 place,
-                segment,
                 layout,
             } => {
-                // It may have been released in the meantime.
-                self.segments.extend(segment.map(|path| (transfer, path)));
+                let end = layout_end(&layout);
                 let payload = match place {
                     Place::Inline => Payload::Inline(message.buffers),
                     Place::Memory => Payload::Memory { layout },
-                    Place::Segment => Payload::Segment {
-                        path: self.segments.get(&transfer).cloned().unwrap_or_default(),
-                        layout,
-                    },
+                    Place::Segment => Payload::Segment { layout },
                 };
+                if matches!(payload, Payload::Segment { .. }) {
+                    // It may have been released in the meantime.
+                    self.files.written(transfer, machine, end);
+                } else {
+                    self.files.not_written(transfer);
+                }
                 self.taken.insert(transfer, payload);
                 Taken::Ok {
                     names,
@@ -153,11 +165,12 @@ impl Values {
         Some((transfer, taken))
     }
 
-    /// The action that puts a value, with its buffers appended to the message's.
-    pub fn put_action(&mut self, put: &Put, buffers: &mut Vec<Bytes>) -> Value {
+    /// The action that puts a value, with files in `segments` and buffers appended to the message's.
+    pub fn put_action(&self, put: &Put, segments: &Path, buffers: &mut Vec<Bytes>) -> Value {
         let names: Vec<&Name> = put.names.keys().collect();
         match self.taken.get(&put.transfer) {
-            Some(Payload::Segment { path, layout }) => {
+            Some(Payload::Segment { layout }) => {
+                let path = segments.join(put.transfer.to_string());
                 json!({"do": "put", "names": names, "place": "segment", "segment": path, "layout": layout})
             }
             Some(Payload::Memory { layout }) => {
@@ -172,16 +185,21 @@ impl Values {
         }
     }
 
-    /// Forgets transfers and frees their segments: whoever mapped one keeps its memory.
-    pub fn release(&mut self, transfers: &[u64]) {
+    /// Forgets transfers and frees their files: whoever mapped one keeps its memory.
+    pub fn release(&mut self, transfers: &[u64], agents: &mut Agents) {
         for transfer in transfers {
             self.taken.remove(transfer);
-            if let Some(path) = self.segments.remove(transfer)
-                && let Err(error) = std::fs::remove_file(&path)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::warn!("cannot remove {}: {error}", path.display());
-            }
         }
+        self.files.release(transfers, agents);
     }
+}
+
+/// How long the file of a value is: its parts are aligned, so this is more than they have together.
+fn layout_end(layout: &Value) -> u64 {
+    let parts: Vec<(u64, u64)> = serde_json::from_value(layout.clone()).unwrap_or_default();
+    parts
+        .iter()
+        .map(|(offset, length)| offset + length)
+        .max()
+        .unwrap_or_default()
 }

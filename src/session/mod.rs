@@ -273,6 +273,17 @@ impl Session {
         self.runs.get(&run).is_some_and(again)
     }
 
+    /// The runs that a client has asked for and that have a worker of the target, or wait for one to start.
+    pub fn asked_on(&self, target: &TargetName) -> Vec<(RunId, Arc<Asked>)> {
+        let has_worker = |run: &Run| run.state.worker().is_some() && !run.state.is_finished();
+        let runs = self
+            .in_order()
+            .filter_map(|id| Some((id, self.runs.get(&id)?)));
+        runs.filter(|(_, run)| run.asked && run.cell.target == *target && has_worker(run))
+            .map(|(id, run)| (id, run.request.message.clone()))
+            .collect()
+    }
+
     fn enqueue(&mut self, request: Request, cell: Cell, asked: bool) {
         let id = self.new_id();
         self.next_seq += 1;

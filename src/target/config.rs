@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Map, Value as Json};
 use thiserror::Error;
@@ -18,8 +19,31 @@ use crate::spelling::nearest;
 pub const FILE: &str = "cellferry.toml";
 
 const TYPES: [&str; 5] = ["local", "ssh", "slurm", "container", "kubernetes"];
-const LOCAL_KEYS: [&str; 5] = ["type", "python", "workdir", "workers", "env"];
+const LOCAL_KEYS: [&str; 7] = [
+    "type", "python", "conda", "setup", "workdir", "workers", "env",
+];
+const SSH_KEYS: [&str; 13] = [
+    "type",
+    "host",
+    "user",
+    "port",
+    "ssh_config",
+    "transport",
+    "patience",
+    "python",
+    "conda",
+    "setup",
+    "workdir",
+    "workers",
+    "env",
+];
 const HOME_KEYS: [&str; 3] = ["type", "python", "env"];
+
+/// What stands before the alias of a host that is a target without a definition.
+const SSH_PREFIX: &str = "ssh:";
+
+/// How long a location may be out of reach before it counts as lost, unless its target says otherwise.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// All targets in sight of a notebook.
 #[derive(Clone, Debug, Default)]
@@ -36,14 +60,60 @@ pub struct Target {
     pub name: String,
     /// The file that defines it; `None` for what is always there.
     pub defined_in: Option<PathBuf>,
+    /// Where it is.
+    pub place: Place,
     /// The Python of its workers, as written: a path (`~` for the home directory) or a name on `PATH`.
     pub python: Option<String>,
-    /// The working directory of its workers.
+    /// The conda environment of its workers: a name or a path.
+    pub conda: Option<String>,
+    /// Shell lines that run before the Python of its workers starts.
+    pub setup: Option<String>,
+    /// The working directory of its workers, there.
     pub workdir: Option<PathBuf>,
     /// How many workers it may have.
     pub workers: NonZeroU32,
     /// Variables of its workers' environment.
     pub env: BTreeMap<String, String>,
+}
+
+/// Where the locations of a target are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// This machine.
+    Local,
+    /// A host that is reached by ssh.
+    Ssh(Ssh),
+}
+
+/// A host that is reached by ssh. What is not given here comes from ssh's own configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ssh {
+    /// An alias of `~/.ssh/config`, a host name, or `user@host:port`.
+    pub host: String,
+    /// The user there.
+    pub user: Option<String>,
+    /// The port.
+    pub port: Option<u16>,
+    /// The file to read instead of `~/.ssh/config`, as `ssh -F` does.
+    pub config: Option<PathBuf>,
+    /// Whether the system's `ssh` program carries the bytes, instead of our own client.
+    pub openssh: bool,
+    /// How long it may be out of reach before it counts as lost.
+    pub patience: Duration,
+}
+
+impl Ssh {
+    /// The host that the user's own ssh configuration calls so.
+    fn alias(host: &str) -> Self {
+        Self {
+            host: host.to_owned(),
+            user: None,
+            port: None,
+            config: None,
+            openssh: false,
+            patience: PATIENCE,
+        }
+    }
 }
 
 /// What is wrong with a configuration file or a target.
@@ -112,6 +182,28 @@ impl ConfigError {
             }
         }
         self
+    }
+}
+
+impl Target {
+    /// A target about which nothing more is said.
+    fn plain(name: &str, defined_in: Option<&Path>, place: Place) -> Self {
+        Self {
+            name: name.to_owned(),
+            defined_in: defined_in.map(Path::to_owned),
+            place,
+            python: None,
+            conda: None,
+            setup: None,
+            workdir: None,
+            workers: NonZeroU32::MIN,
+            env: BTreeMap::new(),
+        }
+    }
+
+    /// Where its definition is mended: the table in the file, as a user would look for it.
+    pub fn table(&self) -> String {
+        format!("[targets.{}] in {FILE}", self.name)
     }
 }
 
@@ -196,21 +288,18 @@ impl Targets {
             return target.clone();
         }
         if name == HOME {
-            return Ok(Target {
-                name: HOME.to_owned(),
-                defined_in: None,
-                python: None,
-                workdir: None,
-                workers: NonZeroU32::MIN,
-                env: BTreeMap::new(),
-            });
+            return Ok(Target::plain(HOME, None, Place::Local));
         }
-        if name.starts_with("ssh:") {
-            return Err(ConfigError::Unknown {
-                name: name.to_owned(),
-                hint: ": targets of type `ssh` are not supported yet".to_owned(),
-                looked: "use a target of type `local`".to_owned(),
-            });
+        if let Some(alias) = name.strip_prefix(SSH_PREFIX) {
+            if !is_host(alias) {
+                return Err(ConfigError::Unknown {
+                    name: name.to_owned(),
+                    hint: String::new(),
+                    looked: "after `ssh:` comes an alias of ~/.ssh/config, or user@host:port"
+                        .to_owned(),
+                });
+            }
+            return Ok(Target::plain(name, None, Place::Ssh(Ssh::alias(alias))));
         }
         let names = self.targets.keys().map(String::as_str).chain([HOME]);
         let looked = if self.files.is_empty() {
@@ -295,13 +384,18 @@ fn read_deployment(name: &str, value: &Json, notebook: &Path) -> Result<Target, 
         }
     }
     Ok(Target {
-        name: name.to_owned(),
-        defined_in: Some(notebook.to_owned()),
-        python: None,
         workdir,
-        workers: NonZeroU32::MIN,
-        env: BTreeMap::new(),
+        ..Target::plain(name, Some(notebook), Place::Local)
     })
+}
+
+/// Whether ssh could take it for a host: nothing that it would take for an option, or a shell for words.
+fn is_host(host: &str) -> bool {
+    !host.is_empty()
+        && !host.starts_with('-')
+        && !host.contains(|c: char| {
+            c.is_whitespace() || c.is_control() || "'\"`$\\;&<>|(){}".contains(c)
+        })
 }
 
 /// A path as a file gives it: relative to the file, unless it starts at the root or at `~`.
@@ -335,7 +429,7 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
         None => {
             return Err(invalid(
                 "type",
-                "is missing; for workers on this machine write type = \"local\"".to_owned(),
+                "is missing; write type = \"ssh\" for a far host, type = \"local\" for workers on this machine".to_owned(),
             ));
         }
     };
@@ -345,16 +439,19 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
             format!("unknown type `{kind}`{}", nearest(kind, TYPES)),
         ));
     }
-    if kind != "local" {
-        return Err(invalid(
-            "type",
-            format!("targets of type `{kind}` are not supported yet; use `local`"),
-        ));
-    }
-    let keys: &[&str] = if name == HOME {
-        &HOME_KEYS
-    } else {
-        &LOCAL_KEYS
+    let keys: &[&str] = match kind {
+        "local" if name == HOME => &HOME_KEYS,
+        "local" => &LOCAL_KEYS,
+        "ssh" if name == HOME => {
+            let problem = "`home` is this machine; give the host another name";
+            return Err(invalid("type", problem.to_owned()));
+        }
+        "ssh" => &SSH_KEYS,
+        kind => {
+            let problem =
+                format!("targets of type `{kind}` are not supported yet; use `local` or `ssh`");
+            return Err(invalid("type", problem));
+        }
     };
     if let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) {
         return Err(invalid(
@@ -401,21 +498,82 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
         }
         Some(_) => return Err(invalid("env", "must be a table of strings".to_owned())),
     }
-    // A path with a slash is relative to the file; a bare name is looked for on PATH.
-    let relative = |path: String| from_file(file, &path);
-    Ok(Target {
-        name: name.to_owned(),
-        defined_in: Some(file.to_owned()),
-        python: text("python")?.map(|python| {
-            if python.contains('/') {
-                relative(python)
-            } else {
-                python
+    let place = if kind == "ssh" {
+        let host = text("host")?.ok_or_else(|| {
+            let problem = "is missing: an alias of ~/.ssh/config, or user@host:port";
+            invalid("host", problem.to_owned())
+        })?;
+        if !is_host(&host) {
+            let problem =
+                format!("`{host}` is no host: give an alias of ~/.ssh/config, or user@host:port");
+            return Err(invalid("host", problem));
+        }
+        let port = match table.get("port") {
+            None => None,
+            Some(Value::Integer(port)) => Some(
+                u16::try_from(*port)
+                    .ok()
+                    .filter(|port| *port > 0)
+                    .ok_or_else(|| invalid("port", "must be from 1 to 65535".to_owned()))?,
+            ),
+            Some(_) => return Err(invalid("port", "must be a whole number".to_owned())),
+        };
+        let transports = ["russh", "openssh"];
+        let openssh = match text("transport")?.as_deref() {
+            None | Some("russh") => false,
+            Some("openssh") => true,
+            Some(other) => {
+                let problem = format!("unknown transport `{other}`{}", nearest(other, transports));
+                return Err(invalid("transport", problem));
             }
+        };
+        let patience = match table.get("patience") {
+            None => PATIENCE,
+            Some(Value::String(text)) => humantime::parse_duration(text).map_err(|error| {
+                invalid(
+                    "patience",
+                    format!("`{text}` is no time ({error}); write \"90s\" or \"10m\""),
+                )
+            })?,
+            Some(_) => {
+                let problem = "must be a time in quotes, such as \"90s\" or \"10m\"";
+                return Err(invalid("patience", problem.to_owned()));
+            }
+        };
+        Place::Ssh(Ssh {
+            host,
+            user: text("user")?,
+            port,
+            config: text("ssh_config")?.map(|path| PathBuf::from(from_file(file, &path))),
+            openssh,
+            patience,
+        })
+    } else {
+        Place::Local
+    };
+    let (python, conda) = (text("python")?, text("conda")?);
+    if python.is_some() && conda.is_some() {
+        let problem = "cannot stand beside `python`: the environment has its own";
+        return Err(invalid("conda", problem.to_owned()));
+    }
+    // On this machine a path with a slash is relative to the file; a bare name is looked for on PATH. Paths on
+    // a far host are relative to the user's home there.
+    let path = |path: String| match place {
+        Place::Local => from_file(file, &path),
+        Place::Ssh(_) => path,
+    };
+    Ok(Target {
+        python: python.map(|python| match python.contains('/') {
+            true => path(python),
+            false => python,
         }),
-        workdir: text("workdir")?.map(|workdir| PathBuf::from(relative(workdir))),
+        conda,
+        setup: text("setup")?,
+        workdir: text("workdir")?.map(|workdir| PathBuf::from(path(workdir))),
         workers,
         env,
+        place: place.clone(),
+        ..Target::plain(name, Some(file), place)
     })
 }
 
@@ -448,6 +606,31 @@ mod tests {
             .get("lab")
             .unwrap();
         assert_eq!(plain.python.as_deref(), Some("python3.12"));
+    }
+
+    #[test]
+    fn an_ssh_target_leaves_to_ssh_what_it_does_not_say() {
+        let text = "[targets.lab]\ntype='ssh'\nhost='me@lab:2222'\npython='env/bin/python'\nworkdir='w'\npatience='10m'\n\
+                    transport='openssh'\nssh_config='config'\nsetup='module load python'";
+        let lab = targets(text).unwrap().get("lab").unwrap();
+        assert_eq!(lab.python.as_deref(), Some("env/bin/python"));
+        assert_eq!(lab.workdir, Some(PathBuf::from("w")));
+        assert_eq!(lab.setup.as_deref(), Some("module load python"));
+        let Place::Ssh(ssh) = lab.place else {
+            panic!("not ssh")
+        };
+        assert_eq!((ssh.host.as_str(), ssh.openssh), ("me@lab:2222", true));
+        assert_eq!(ssh.patience, Duration::from_secs(600));
+        assert_eq!(ssh.config, Some(PathBuf::from("/n/config")));
+    }
+
+    #[test]
+    fn a_host_of_the_ssh_configuration_needs_no_definition() {
+        let lab = Targets::default().get("ssh:lab").unwrap();
+        assert_eq!(
+            (lab.name.as_str(), &lab.place),
+            ("ssh:lab", &Place::Ssh(Ssh::alias("lab")))
+        );
     }
 
     #[test]
@@ -487,15 +670,55 @@ mod tests {
                 "targets.lab.env.A",
             ),
             (
-                "[targets.lab]\ntype='ssh'\nhost='x'",
+                "[targets.lab]\ntype='slurm'\nlogin='x'",
                 "lab",
                 "not supported yet",
+            ),
+            (
+                "[targets.lab]\ntype='ssh'",
+                "lab",
+                "targets.lab.host` in `/n/cellferry.toml`, line 1: is missing",
+            ),
+            (
+                "[targets.lab]\ntype='ssh'\nhost='-oProxyCommand=x'",
+                "lab",
+                "is no host",
+            ),
+            (
+                "[targets.lab]\ntype='ssh'\nhost='x'\nport=0",
+                "lab",
+                "from 1 to 65535",
+            ),
+            (
+                "[targets.lab]\ntype='ssh'\nhost='x'\npatience='soon'",
+                "lab",
+                "line 4: `soon` is no time",
+            ),
+            (
+                "[targets.lab]\ntype='ssh'\nhost='x'\npatience=5",
+                "lab",
+                "a time in quotes",
+            ),
+            (
+                "[targets.lab]\ntype='ssh'\nhost='x'\ntransport='opensh'",
+                "lab",
+                "did you mean `openssh`",
+            ),
+            (
+                "[targets.lab]\ntype='ssh'\nhost='x'\npython='p'\nconda='c'",
+                "lab",
+                "cannot stand beside",
+            ),
+            (
+                "[targets.home]\ntype='ssh'\nhost='x'",
+                "home",
+                "another name",
             ),
             ("[targets.lab]\nhost='x'", "lab", "is missing"),
             ("targets=3", "lab", "must be a table"),
             ("[target.lab]\n", "lab", "did you mean `targets`"),
             ("[targets.lab\n", "lab", "line 1"),
-            (good, "ssh:x", "not supported yet"),
+            (good, "ssh:", "after `ssh:` comes an alias"),
         ];
         for (text, name, expected) in cases {
             let found = problem(text, name);

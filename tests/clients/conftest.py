@@ -5,6 +5,7 @@
 import shutil
 import sys
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,18 @@ def base_folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def world(mark, monkeypatch, tmp_path):
-    """Each test's own world."""
-    with own_world(mark, monkeypatch) as folder:
+def world(mark, monkeypatch, tmp_path, request):
+    """Each test's own world. Where the test has hosts, they are looked over once its kernels have ended."""
+    with own_world(mark, monkeypatch) as folder, ExitStack() as hosts:
+        if "bed" in request.fixturenames:
+            hosts.enter_context(request.getfixturevalue("session_bed").used(folder, monkeypatch))
         yield folder
+
+
+@pytest.fixture
+def bed(world, session_bed):
+    """Hosts `login`, `node1`, `node2` that HOME leads to (bed.py)."""
+    return session_bed
 
 
 @pytest.fixture(scope="module")

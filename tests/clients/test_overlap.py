@@ -313,6 +313,102 @@ def test_an_interrupt_stops_what_runs_and_cancels_what_waits(four, kernel, mark)
         assert kernel.run("print('after' in globals())", on(target)).ok().text() == "False\n"
 
 
+# `interrupted()` returns when an interrupt has come to its process, unless that ends it; and at once the next time.
+INTERRUPTED = textwrap.dedent(
+    """
+    import os, signal
+    def interrupted():
+        there = os.path.join(os.environ["MEETING"], "there")
+        if os.path.exists(there):
+            return
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        before = signal.set_wakeup_fd(writer)
+        open(there, "w").close()
+        os.read(reader, 1)
+        signal.set_wakeup_fd(before)
+    """
+)
+UNTIL_THERE = "while not os.path.exists(os.environ['MEETING'] + '/there'): time.sleep(0.01)\n"
+# IPython loads what runs scripts when it is first used, and never tries that again; nor does it start a thread for them
+# twice.
+LOADS_SLOWLY = textwrap.dedent(
+    """
+    from IPython.core.magics.script import ScriptMagics
+    def loads_slowly(self, shell, load=ScriptMagics.__init__):
+        interrupted()
+        load(self, shell)
+    ScriptMagics.__init__ = loads_slowly
+    """
+)
+STARTS_SLOWLY = textwrap.dedent(
+    """
+    from IPython.core.magics import script
+    class StartsSlowly(script.Thread):
+        def start(self):
+            interrupted()
+            super().start()
+    script.Thread = StartsSlowly
+    """
+)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "step"),
+    [
+        ("", "import slow_module\nprint(slow_module.done)"),
+        (LOADS_SLOWLY, "%%bash\necho done"),
+        (STARTS_SLOWLY, "%%bash\necho done"),
+    ],
+    ids=["module", "magic", "thread"],
+)
+def test_what_is_taken_back_leaves_nothing_half_done(prepare, step, four, kernel, tmp_path):
+    (tmp_path / "slow_module.py").write_text(INTERRUPTED + "interrupted()\ndone = 'done'\n")
+    all_at_once(kernel, "import os, time", (INTERRUPTED + prepare + "x = [1]", "one"))
+    # The second cell wants `x` of the worker where the step runs ahead.
+    runs = all_at_once(kernel, UNTIL_THERE, "print(x)", (step, "one"))
+    assert [run.ok().text() for run in runs] == ["", "[1]\n", "done\n"]
+    assert not any(run.text("stderr") for run in runs)
+
+
+# Replies that come later than idle, as they may: only within a channel do messages keep their order.
+LATE_REPLIES = textwrap.dedent(
+    """
+    import asyncio
+    held = []
+    class Held:
+        def __init__(self, stream):
+            self.stream = stream
+        def send_multipart(self, parts, **options):
+            held.append((self.stream, parts))
+            asyncio.get_running_loop().call_later(0.2, release)
+    def release():
+        while held:
+            stream, parts = held.pop(0)
+            stream.send_multipart(parts)
+    def hold(session):
+        send = session.send
+        def sends(stream, kind, *args, **options):
+            if kind == "cellferry_reply":
+                release()
+            return send(Held(stream) if kind == "execute_reply" else stream, kind, *args, **options)
+        session.send = sends
+    def drop_x():
+        import __main__
+        del __main__.x
+    """
+)
+
+
+def test_a_late_reply_of_what_is_taken_back_is_not_that_of_its_next_run(four, kernel, tmp_path):
+    (tmp_path / "late.py").write_text(INTERRUPTED + LATE_REPLIES)
+    hold = "import asyncio, late\nasyncio.get_running_loop().call_soon(late.hold, get_ipython().kernel.session)"
+    all_at_once(kernel, (hold, "one"), "import os, time, late\nx = [1]", ("print(x)", "one"))
+    step = "import late\nlate.interrupted()\ntry: print(x)\nexcept NameError: print('gone')"
+    runs = all_at_once(kernel, UNTIL_THERE + "late.drop_x()", (step, "one"))
+    assert [run.ok().text() for run in runs] == ["", "gone\n"]
+
+
 def test_input_of_a_step_ahead_is_asked_for_in_its_turn(four, kernel):
     all_at_once(kernel, MEET, ("pass", "one"), ("pass", "two"))
     first = kernel.send("meet(2, 'both')\ntime.sleep(0.3)\nfirst = input('first? ')", on("one"), allow_stdin=True)

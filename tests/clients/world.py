@@ -39,8 +39,8 @@ def own_world(mark, patch):
     patch.setenv("PATH", f"{sys.prefix}/bin:{os.environ['PATH']}")
     patch.delenv("CELLFERRY_NOTEBOOK", raising=False)
     patch.setenv(processes.MARK, mark)
-    yield folder
     try:
+        yield folder
         processes.wait_until(
             lambda: not processes.marked(mark), LEFT_WITHIN_SECONDS, lambda: f"processes left: {processes.marked(mark)}"
         )

@@ -2,21 +2,42 @@
 
 import sys
 import uuid
+from contextlib import contextmanager
 
 import pytest
 from play import Pairs
 from world import own_world, write_targets
 
 
+@contextmanager
+def playing(folder, tables):
+    """Plays notebooks with these targets; at the end no process and no file may be left."""
+    write_targets(folder / "cellferry.toml", tables)
+    with Pairs(folder) as pairs:
+        yield pairs
+
+
 @pytest.fixture(scope="module")
 def pairs():
-    """Plays notebooks, with the targets `left` and `right`; at the end no process and no file may be left."""
+    """Plays notebooks, with the targets `left` and `right` on this machine."""
     with pytest.MonkeyPatch.context() as patch, own_world(uuid.uuid4().hex, patch) as folder:
         for name in ("left", "right"):
             (folder / name).mkdir()
         table = {"type": "local", "python": sys.executable}
-        write_targets(
-            folder / "cellferry.toml", {name: {**table, "workdir": folder / name} for name in ("left", "right")}
-        )
-        with Pairs(folder) as pairs:
+        tables = {name: {**table, "workdir": folder / name} for name in ("left", "right")}
+        with playing(folder, tables) as pairs:
+            yield pairs
+
+
+@pytest.fixture(scope="module")
+def far_pairs(session_bed):
+    """Plays notebooks, with the targets `left` and `right` on two hosts."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        own_world(uuid.uuid4().hex, patch) as folder,
+        session_bed.used(folder, patch) as bed,
+    ):
+        table = {"type": "ssh", "python": bed.python}
+        tables = {"left": {**table, "host": "node1"}, "right": {**table, "host": "node2"}}
+        with playing(folder, tables) as pairs:
             yield pairs

@@ -10,24 +10,15 @@ from pathlib import Path
 
 import generate
 import pytest
+from check import COUNT, LIMIT_SECONDS, SEEDS, check
 from play import FERRY, WAYS, Cell, Outcome, difference
 from shrink import shrink, told
 
-COUNT = int(os.environ.get("CELLFERRY_ELISION", "24"))
-SEEDS = [int(os.environ["CELLFERRY_ELISION_SEED"])] if "CELLFERRY_ELISION_SEED" in os.environ else range(COUNT)
-# How often each way is taken: one cell after the other sees most, since it goes on after errors.
-TURNS = ["one by one", "all at once", "one by one", "from a file", "one by one", "all at once"]
-SHRINK_SECONDS = 150
 
-
-@pytest.mark.timeout(120 + 2 * SHRINK_SECONDS)
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.timeout(LIMIT_SECONDS)
+@pytest.mark.parametrize("seed", SEEDS if SEEDS is not None else range(COUNT))
 def test_same_as_without_targets(pairs, seed):
-    cells, way = generate.notebook(seed), TURNS[seed % len(TURNS)]
-    found = pairs.play(cells, way)
-    if found is not None:
-        cells, found = shrink(cells, lambda fewer: pairs.play(fewer, way), found, SHRINK_SECONDS)
-        pytest.fail(told(cells, found, seed, way), pytrace=False)
+    check(pairs, seed)
 
 
 def test_a_doctored_outcome_is_told():

@@ -1,17 +1,26 @@
 //! The messages between the kernel and an agent.
 
 use std::fmt;
+use std::mem::take;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::WireError;
-use crate::mux::Envelope;
+use crate::envelope::Envelope;
 
 /// One worker, unique within a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkerId(pub u32);
+
+impl WorkerId {
+    /// The stream on which its messages keep their order.
+    pub fn stream(self) -> u32 {
+        self.0.saturating_add(1).min(LISTINGS - 1)
+    }
+}
 
 /// A channel of a worker, which is a Jupyter kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -36,12 +45,50 @@ pub struct WorkerSpec {
     pub argv: Vec<String>,
     /// Variables set in addition to the agent's own environment.
     pub env: Vec<(String, String)>,
-    /// The working directory, made if it is missing; the agent's own if absent.
+    /// The working directory, made if it is missing; the agent's own if absent: the user's home directory on
+    /// another machine.
     pub workdir: Option<String>,
 }
 
+/// A secret that opens a door (see [`ToAgent::OpenDoor`]); its bytes are in no log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret([u8; 32]);
+
+impl Secret {
+    /// From bytes that nobody can guess.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret(..)")
+    }
+}
+
+/// A file on a location, as the user or a listing names it.
+///
+/// A `path` that begins with `/` or `~/` is taken as it is. Any other is below `base` and cannot leave it: one
+/// with `..` is refused. Without a `base` it is below the home directory; in `base`, too, `~` is the home directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePath {
+    /// The directory of relative paths.
+    pub base: Option<String>,
+    /// The path.
+    pub path: String,
+}
+
 /// From the kernel to an agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// A *transfer* is a value or a file on its way; the kernel chooses its number, which is never used again. That of a
+/// value is the file `<segment_dir>/<transfer>` of its agent (see [`Hello`]), whoever wrote it: a worker, or the agent itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToAgent {
     /// Start a worker.
     StartWorker {
@@ -57,6 +104,7 @@ pub enum ToAgent {
         /// On which channel.
         channel: Channel,
         /// What.
+        #[serde(skip)]
         parts: Parts,
     },
     /// Interrupt a worker: SIGINT to its process group.
@@ -73,11 +121,153 @@ pub enum ToAgent {
     },
     /// End all workers and the agent.
     Shutdown,
+    /// Make room for a value; its [`Data`](Self::Data) follows. Answered by [`FromAgent::Stored`] once all of it is
+    /// there, or by [`FromAgent::TransferFailed`], after which what still comes of it is ignored.
+    Receive {
+        /// Its transfer.
+        transfer: u64,
+        /// How many bytes will come.
+        size: u64,
+    },
+    /// The next bytes of a transfer that [`Receive`](Self::Receive) or [`ReceiveFile`](Self::ReceiveFile) began:
+    /// at most [`PIECE`], in order.
+    Data {
+        /// Which.
+        transfer: u64,
+        /// The bytes.
+        #[serde(skip)]
+        bytes: Bytes,
+    },
+    /// Send a value: answered by [`FromAgent::Data`] as often as needed, then [`FromAgent::Sent`], or by
+    /// [`FromAgent::TransferFailed`] at any point.
+    Fetch {
+        /// Its transfer.
+        transfer: u64,
+    },
+    /// Nobody needs these any more: what is under way is given up without an answer, values are removed. It overtakes
+    /// a `Receive` that is still on its way, which then does nothing. Files of the user stay.
+    Forget {
+        /// Which.
+        transfers: Vec<u64>,
+    },
+    /// Listen for other agents, on a port of its own. Answered by [`FromAgent::Door`] or [`FromAgent::DoorFailed`].
+    ///
+    /// A door serves and takes transfers of this agent for whoever proves to know the secret, and nothing else. It closes after
+    /// [`DOOR_IDLE`] without use, and with the agent. Asked again, with the same secret, the agent names the open door or opens
+    /// another; another secret replaces the first.
+    OpenDoor {
+        /// What the others must know.
+        secret: Secret,
+    },
+    /// Get a value from another agent's door. Answered by [`FromAgent::Stored`] or [`FromAgent::DirectFailed`].
+    Pull {
+        /// Its transfer, which is the same there and here.
+        transfer: u64,
+        /// How many bytes it has.
+        size: u64,
+        /// Where the door may be; all are tried at once.
+        from: Vec<SocketAddr>,
+        /// That door's secret.
+        secret: Secret,
+    },
+    /// Bring a value to another agent's door. The other agent answers by [`FromAgent::Stored`], or this one by
+    /// [`FromAgent::DirectFailed`]. If both do, because the link between them broke at the very end, it is stored.
+    Push {
+        /// Its transfer, which is the same here and there.
+        transfer: u64,
+        /// Where the door may be; all are tried at once.
+        to: Vec<SocketAddr>,
+        /// That door's secret.
+        secret: Secret,
+    },
+    /// What is there, and what does it contain? Answered by [`FromAgent::Listing`].
+    List {
+        /// Which question.
+        request: u64,
+        /// A path or a glob pattern (`*`, `?`, `[…]`, `**`); directories are listed with all that is in them.
+        pattern: FilePath,
+    },
+    /// Make a file; its [`Data`](Self::Data) follows. It gets its name, replacing another file of that name, once all of
+    /// it is there. Missing directories are made. Answered as [`Receive`](Self::Receive) is.
+    ReceiveFile {
+        /// Its transfer.
+        transfer: u64,
+        /// Its path.
+        path: FilePath,
+        /// Its permissions: of the mode, the last nine bits.
+        mode: u32,
+        /// How many bytes will come.
+        size: u64,
+    },
+    /// Send a file; answered as [`Fetch`](Self::Fetch) is.
+    FetchFile {
+        /// The transfer's number.
+        transfer: u64,
+        /// Its path.
+        path: FilePath,
+    },
+    /// Copy a file whose content is here already; the rest is as in [`ReceiveFile`](Self::ReceiveFile). Answered by
+    /// [`FromAgent::Made`].
+    CopyFile {
+        /// Which question.
+        request: u64,
+        /// Its content.
+        from: FilePath,
+        /// Its path.
+        to: FilePath,
+        /// Its permissions: of the mode, the last nine bits.
+        mode: u32,
+    },
+    /// Make a directory and those above it; if it is there, give it these permissions. Answered by [`FromAgent::Made`].
+    MakeDirectory {
+        /// Which question.
+        request: u64,
+        /// Its path.
+        path: FilePath,
+        /// Its permissions: of the mode, the last nine bits.
+        mode: u32,
+    },
+    /// Make a symbolic link, replacing another link or file of that name. Answered by [`FromAgent::Made`].
+    MakeLink {
+        /// Which question.
+        request: u64,
+        /// Its path, relative to a base.
+        path: FilePath,
+        /// Where it leads: relative to where it is, and not out of the base.
+        target: String,
+    },
+}
+
+/// The largest [`Data`](ToAgent::Data), in bytes: large enough to cost little, small enough to share the link.
+pub const PIECE: usize = 1 << 20;
+
+/// How long an unused door stays open.
+pub const DOOR_IDLE: Duration = Duration::from_secs(60);
+
+/// Where an agent runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The machine's own name.
+    pub hostname: String,
+    /// Its processor, as Rust calls it: `x86_64`, `aarch64`.
+    pub arch: String,
+    /// How many processors workers may use.
+    pub cpus: u32,
+    /// How much memory workers may use, in bytes; 0 if that is not known.
+    pub memory_bytes: u64,
+    /// The agent's process.
+    pub pid: u32,
+    /// Where its sockets and notes are.
+    pub run_dir: String,
+    /// Where values are on their way: each is the file named by its transfer's number.
+    pub segment_dir: String,
 }
 
 /// From an agent to the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromAgent {
+    /// The first message of an agent that is a process of its own, once in a conversation.
+    Hello(Hello),
     /// A worker answers on all channels.
     WorkerUp {
         /// Which.
@@ -108,7 +298,111 @@ pub enum FromAgent {
         /// On which channel.
         channel: Channel,
         /// What.
+        #[serde(skip)]
         parts: Parts,
+    },
+    /// The next bytes of a transfer that was asked for: at most [`PIECE`], in order.
+    Data {
+        /// Which.
+        transfer: u64,
+        /// The bytes.
+        #[serde(skip)]
+        bytes: Bytes,
+    },
+    /// All [`Data`](Self::Data) of a transfer has been sent.
+    Sent {
+        /// Which.
+        transfer: u64,
+        /// How many bytes it had.
+        size: u64,
+    },
+    /// All of a transfer has come, and can be used.
+    Stored {
+        /// Which.
+        transfer: u64,
+    },
+    /// A transfer cannot be stored or sent; what there was of it is removed, unless it is a file of the user to be sent.
+    TransferFailed {
+        /// Which.
+        transfer: u64,
+        /// Why, with the path.
+        reason: String,
+    },
+    /// A transfer between this agent and another failed; the receiving side has nothing of it.
+    DirectFailed {
+        /// Which.
+        transfer: u64,
+        /// Why.
+        reason: String,
+        /// Whether the door was reached and the secret proved. If not, the other direction may work.
+        reached: bool,
+    },
+    /// A door is open.
+    Door {
+        /// Where: all addresses of this machine but loopback and link-local ones.
+        addresses: Vec<SocketAddr>,
+    },
+    /// No door can be opened.
+    DoorFailed {
+        /// Why.
+        reason: String,
+    },
+    /// What there is.
+    Listing {
+        /// The question.
+        request: u64,
+        /// What there is, or why that cannot be said. A pattern that matches nothing gives no entries, a missing path is an error.
+        outcome: Result<Listing, String>,
+    },
+    /// A file, directory or link has been made, or not.
+    Made {
+        /// The question.
+        request: u64,
+        /// Why not, with the path.
+        outcome: Result<(), String>,
+    },
+}
+
+/// Files, directories and links.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// The directory that the entries' paths are relative to: the base, or of an absolute pattern its directories
+    /// before the last or the first wildcard.
+    pub root: String,
+    /// In the order of their paths, a directory before what is in it.
+    pub entries: Vec<Entry>,
+}
+
+/// One file, directory or link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its path, relative to the listing's root.
+    pub path: String,
+    /// What it is.
+    pub kind: EntryKind,
+}
+
+/// What an entry is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryKind {
+    /// A file.
+    File {
+        /// Its permissions: nine bits.
+        mode: u32,
+        /// Its size, in bytes.
+        size: u64,
+        /// Its content's hash.
+        blake3: [u8; 32],
+    },
+    /// A directory.
+    Directory {
+        /// Its permissions: nine bits.
+        mode: u32,
+    },
+    /// A link within what is listed. Links that lead elsewhere are listed as what they lead to.
+    Link {
+        /// Where it leads, relative to where it is.
+        target: String,
     },
 }
 
@@ -196,58 +490,54 @@ pub struct Exit {
     pub code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
+    /// Of signal 9: whether the system sent it because memory had run out; `None` where it does not tell.
+    pub out_of_memory: Option<bool>,
 }
 
 impl fmt::Display for Exit {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.code, self.signal) {
-            (_, Some(9)) => {
+        match (self.code, self.signal, self.out_of_memory) {
+            (_, Some(9), Some(true)) => formatter.write_str(
+                "signal 9, SIGKILL: it used more memory than there was, and the system killed it",
+            ),
+            (_, Some(9), Some(false)) => formatter.write_str(
+                "signal 9, SIGKILL: killed by a person or program, not for lack of memory",
+            ),
+            (_, Some(9), None) => {
                 formatter.write_str("signal 9, SIGKILL: killed, perhaps for using too much memory")
             }
-            (_, Some(11)) => formatter.write_str("signal 11, SIGSEGV: a crash in compiled code"),
-            (_, Some(6)) => formatter.write_str("signal 6, SIGABRT: aborted by compiled code"),
-            (_, Some(signal)) => write!(formatter, "signal {signal}"),
-            (Some(code), None) => write!(formatter, "exit code {code}"),
-            (None, None) => formatter.write_str("ended"),
+            (_, Some(11), _) => formatter.write_str("signal 11, SIGSEGV: a crash in compiled code"),
+            (_, Some(6), _) => formatter.write_str("signal 6, SIGABRT: aborted by compiled code"),
+            (_, Some(signal), _) => write!(formatter, "signal {signal}"),
+            (Some(code), None, _) => write!(formatter, "exit code {code}"),
+            (None, None, _) => formatter.write_str("ended"),
         }
     }
 }
 
-/// The typed part of [`ToAgent`] on the wire.
-#[derive(Serialize, Deserialize)]
-pub enum ToAgentHeader {
-    #[allow(missing_docs)]
-    StartWorker(WorkerId, WorkerSpec),
-    #[allow(missing_docs)]
-    Send(WorkerId, Channel),
-    #[allow(missing_docs)]
-    Interrupt(WorkerId),
-    #[allow(missing_docs)]
-    StopWorker(WorkerId, Duration),
-    #[allow(missing_docs)]
-    Shutdown,
+/// The stream of listings.
+const LISTINGS: u32 = TRANSFERS - 1;
+
+/// The streams of transfers begin here.
+const TRANSFERS: u32 = 1 << 31;
+
+/// How many streams transfers share: enough that one which is not taken hardly ever holds up another. A stream each
+/// would leave something behind for each transfer that there ever was.
+const TRANSFER_STREAMS: u64 = 256;
+
+fn stream_of_transfer(transfer: u64) -> u32 {
+    TRANSFERS | u32::try_from(transfer % TRANSFER_STREAMS).unwrap_or_default()
 }
 
-/// The typed part of [`FromAgent`] on the wire.
-#[derive(Serialize, Deserialize)]
-pub enum FromAgentHeader {
-    #[allow(missing_docs)]
-    WorkerUp(WorkerId, u32),
-    #[allow(missing_docs)]
-    WorkerFailed(WorkerId, StartFailure),
-    #[allow(missing_docs)]
-    WorkerDown(WorkerId, Exit, String),
-    #[allow(missing_docs)]
-    Received(WorkerId, Channel),
-}
-
-/// A worker's messages keep their order on a stream of their own.
-fn stream_of(worker: WorkerId) -> u32 {
-    worker.0.saturating_add(1)
+fn only(parts: Parts) -> Result<Bytes, WireError> {
+    match <[Bytes; 1]>::try_from(parts) {
+        Ok([bytes]) => Ok(bytes),
+        Err(_) => Err(WireError::Malformed("message: data is one part")),
+    }
 }
 
 impl Envelope for ToAgent {
-    type Header = ToAgentHeader;
+    type Header = Self;
 
     fn stream(&self) -> u32 {
         match self {
@@ -255,95 +545,72 @@ impl Envelope for ToAgent {
                 worker,
                 channel: Channel::Shell,
                 ..
-            } => stream_of(*worker),
+            } => worker.stream(),
+            Self::Receive { transfer, .. }
+            | Self::ReceiveFile { transfer, .. }
+            | Self::Data { transfer, .. } => stream_of_transfer(*transfer),
             _ => 0,
         }
     }
 
-    fn split(self) -> (ToAgentHeader, Parts) {
-        match self {
-            Self::StartWorker { worker, spec } => {
-                (ToAgentHeader::StartWorker(worker, spec), Vec::new())
-            }
-            Self::Send {
-                worker,
-                channel,
-                parts,
-            } => (ToAgentHeader::Send(worker, channel), parts),
-            Self::Interrupt { worker } => (ToAgentHeader::Interrupt(worker), Vec::new()),
-            Self::StopWorker { worker, grace } => {
-                (ToAgentHeader::StopWorker(worker, grace), Vec::new())
-            }
-            Self::Shutdown => (ToAgentHeader::Shutdown, Vec::new()),
-        }
+    fn split(mut self) -> (Self, Parts) {
+        let parts = match &mut self {
+            Self::Send { parts, .. } => take(parts),
+            Self::Data { bytes, .. } => vec![take(bytes)],
+            _ => Vec::new(),
+        };
+        (self, parts)
     }
 
-    fn join(header: ToAgentHeader, parts: Parts) -> Result<Self, WireError> {
-        Ok(match header {
-            ToAgentHeader::StartWorker(worker, spec) => Self::StartWorker { worker, spec },
-            ToAgentHeader::Send(worker, channel) => Self::Send {
-                worker,
-                channel,
-                parts,
-            },
-            ToAgentHeader::Interrupt(worker) => Self::Interrupt { worker },
-            ToAgentHeader::StopWorker(worker, grace) => Self::StopWorker { worker, grace },
-            ToAgentHeader::Shutdown => Self::Shutdown,
-        })
+    fn join(mut header: Self, received: Parts) -> Result<Self, WireError> {
+        match &mut header {
+            Self::Send { parts, .. } => *parts = received,
+            Self::Data { bytes, .. } => *bytes = only(received)?,
+            _ => {}
+        }
+        Ok(header)
     }
 }
 
 impl Envelope for FromAgent {
-    type Header = FromAgentHeader;
+    type Header = Self;
 
-    // What a worker says, its end included, is one stream: the end must not overtake its output.
     fn stream(&self) -> u32 {
         match self {
+            // What a worker says, its end included, is one stream: the end must not overtake its output.
             Self::WorkerUp { worker, .. }
             | Self::WorkerFailed { worker, .. }
             | Self::WorkerDown { worker, .. }
-            | Self::Received { worker, .. } => stream_of(*worker),
+            | Self::Received { worker, .. } => worker.stream(),
+            Self::Data { transfer, .. }
+            | Self::Sent { transfer, .. }
+            | Self::TransferFailed { transfer, .. } => stream_of_transfer(*transfer),
+            // It may be long.
+            Self::Listing { .. } => LISTINGS,
+            Self::Hello(_)
+            | Self::Stored { .. }
+            | Self::DirectFailed { .. }
+            | Self::Door { .. }
+            | Self::DoorFailed { .. }
+            | Self::Made { .. } => 0,
         }
     }
 
-    fn split(self) -> (FromAgentHeader, Parts) {
-        match self {
-            Self::WorkerUp { worker, pid } => (FromAgentHeader::WorkerUp(worker, pid), Vec::new()),
-            Self::WorkerFailed { worker, failure } => {
-                (FromAgentHeader::WorkerFailed(worker, failure), Vec::new())
-            }
-            Self::WorkerDown {
-                worker,
-                exit,
-                stderr_tail,
-            } => (
-                FromAgentHeader::WorkerDown(worker, exit, stderr_tail),
-                Vec::new(),
-            ),
-            Self::Received {
-                worker,
-                channel,
-                parts,
-            } => (FromAgentHeader::Received(worker, channel), parts),
-        }
+    fn split(mut self) -> (Self, Parts) {
+        let parts = match &mut self {
+            Self::Received { parts, .. } => take(parts),
+            Self::Data { bytes, .. } => vec![take(bytes)],
+            _ => Vec::new(),
+        };
+        (self, parts)
     }
 
-    fn join(header: FromAgentHeader, parts: Parts) -> Result<Self, WireError> {
-        Ok(match header {
-            FromAgentHeader::WorkerUp(worker, pid) => Self::WorkerUp { worker, pid },
-            FromAgentHeader::WorkerFailed(worker, failure) => {
-                Self::WorkerFailed { worker, failure }
-            }
-            FromAgentHeader::WorkerDown(worker, exit, stderr_tail) => Self::WorkerDown {
-                worker,
-                exit,
-                stderr_tail,
-            },
-            FromAgentHeader::Received(worker, channel) => Self::Received {
-                worker,
-                channel,
-                parts,
-            },
-        })
+    fn join(mut header: Self, received: Parts) -> Result<Self, WireError> {
+        match &mut header {
+            Self::Received { parts, .. } => *parts = received,
+            Self::Data { bytes, .. } => *bytes = only(received)?,
+            _ => {}
+        }
+        Ok(header)
     }
 }

@@ -12,6 +12,9 @@ import sys
 import threading
 import types
 
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import MagicsManager
+
 
 class Digest:
     """A file that only keeps the hash of what is written to it."""
@@ -183,14 +186,26 @@ class Before:
         if "_oh" in namespace:
             namespace["_oh"].clear()
             namespace["_oh"].update(self.results)
+        scripts = shell.magics_manager.registry.get("ScriptMagics")
+        loop = getattr(scripts, "event_loop", None)
+        if loop is not None and not loop.is_running():
+            # The run has ended before it started the loop's thread, and every later script would wait for it.
+            scripts.event_loop = None
         history = shell.history_manager
         del history.input_hist_parsed[self.inputs:]
         del history.input_hist_raw[self.inputs:]
         known = snapshot()
 
 
+# Whose frames tell where an interrupt finds the worker: where IPython runs a cell, and where it loads a magic.
+RUN_CELL = InteractiveShell.run_cell.__code__
+# Older versions load all magics when they start.
+LOAD_MAGIC = getattr(getattr(MagicsManager, "load_lazy", None), "__code__", None)
+
+
 class Patient:
-    """Interrupts a run that is taken back, but not while it imports: a module that is half imported stays so."""
+    """Interrupts a run that is taken back, but not while it imports or loads a magic: what is half loaded stays so.
+    Nor outside of its cell, where values are put in place before it and its reply is sent after it."""
 
     AGAIN_SECONDS = 0.05
 
@@ -202,14 +217,17 @@ class Patient:
     def interrupted(self, signum, frame):
         if self.over:
             return
+        in_cell, loads = False, False
         while frame is not None:
-            if frame.f_code.co_filename.startswith("<frozen importlib"):
-                self.timer = threading.Timer(self.AGAIN_SECONDS, self.again)
-                self.timer.daemon = True
-                self.timer.start()
-                return
+            code = frame.f_code
+            in_cell = in_cell or code is RUN_CELL
+            loads = loads or code is LOAD_MAGIC or code.co_filename.startswith("<frozen importlib")
             frame = frame.f_back
-        raise KeyboardInterrupt
+        if in_cell and not loads:
+            raise KeyboardInterrupt
+        self.timer = threading.Timer(self.AGAIN_SECONDS, self.again)
+        self.timer.daemon = True
+        self.timer.start()
 
     def again(self):
         if not self.over:

@@ -3,7 +3,7 @@
 The kernel sends this file as source when a worker starts. It adds two things to the running kernel:
 a prelude and a report around `execute_request` (both in messages that only Cellferry sees), and a
 shell message of its own, `cellferry_request`, with the verbs `take`, `undo`, `settle` and `inputs`. Nothing of it stands in the
-user's namespace, and it needs nothing but the standard library. Python 3.8 or newer. How values are pickled
+user's namespace, and it needs nothing but IPython and the standard library. Python 3.8 or newer. How values are pickled
 stands in `pickling.py`, how a worker goes back to what it was in `before.py`; both are part of the same module.
 """
 

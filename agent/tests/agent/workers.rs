@@ -1,77 +1,16 @@
 //! Workers that are real ipykernels, through the agent in this process and as a program.
-//!
-//! `CELLFERRY_TEST_PYTHON` names a Python with ipykernel; else that of the checkout's `.venv`.
-
-#![allow(clippy::unwrap_used)] // In a test a panic is the report.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use cellferry_agent::{Agent, RunDir};
-use cellferry_wire::Connection;
-use cellferry_wire::protocol::{
-    Channel, Exit, FromAgent, StartFailure, ToAgent, WorkerId, WorkerSpec,
-};
+use cellferry_wire::protocol::{Channel, Exit, FromAgent, StartFailure, ToAgent, WorkerSpec};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-const WORKER: WorkerId = WorkerId(1);
-const LIMIT: Duration = Duration::from_secs(60);
-
-fn python() -> String {
-    std::env::var("CELLFERRY_TEST_PYTHON").unwrap_or_else(|_| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python");
-        assert!(
-            path.exists(),
-            "set CELLFERRY_TEST_PYTHON to a Python with ipykernel, or make .venv"
-        );
-        path.display().to_string()
-    })
-}
-
-fn spec() -> WorkerSpec {
-    spec_of(&[
-        &python(),
-        "-m",
-        "ipykernel_launcher",
-        "-f",
-        "{connection_file}",
-    ])
-}
-
-fn spec_of(argv: &[&str]) -> WorkerSpec {
-    WorkerSpec {
-        argv: argv.iter().map(|word| (*word).to_owned()).collect(),
-        env: Vec::new(),
-        workdir: None,
-    }
-}
-
-fn request(kind: &str, id: &str, content: &Value) -> Vec<Bytes> {
-    let header = json!({"msg_id": id, "msg_type": kind, "session": "test", "username": "test",
-        "date": "2026-01-01T00:00:00Z", "version": "5.4"});
-    [header, json!({}), json!({}), content.clone()]
-        .iter()
-        .map(|part| Bytes::from(part.to_string()))
-        .collect()
-}
-
-fn execute(id: &str, code: &str) -> ToAgent {
-    let content = json!({"code": code, "silent": false, "store_history": true,
-        "user_expressions": {}, "allow_stdin": true, "stop_on_error": true});
-    ToAgent::Send {
-        worker: WORKER,
-        channel: Channel::Shell,
-        parts: request("execute_request", id, &content),
-    }
-}
-
-fn json_of(part: &Bytes) -> Value {
-    serde_json::from_slice(part).unwrap()
-}
+use crate::common::*;
 
 /// A message of a worker, read.
 struct Said {
@@ -86,12 +25,14 @@ struct Local {
     agent: Agent,
     inbox: mpsc::UnboundedReceiver<FromAgent>,
     run_dir: RunDir,
+    _segments: RunDir,
 }
 
 impl Local {
     fn start(spec: WorkerSpec) -> Self {
         let run_dir = RunDir::make().unwrap();
-        let (mut agent, inbox) = Agent::local(run_dir.path());
+        let segments = RunDir::for_values().unwrap();
+        let (mut agent, inbox) = Agent::local(run_dir.path(), segments.path());
         agent.command(ToAgent::StartWorker {
             worker: WORKER,
             spec,
@@ -100,6 +41,7 @@ impl Local {
             agent,
             inbox,
             run_dir,
+            _segments: segments,
         }
     }
 
@@ -206,28 +148,6 @@ fn reply(all: &[Said]) -> &Value {
         .content
 }
 
-/// A process that runs, and is not only waiting to be reaped.
-fn alive(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .ok()
-        .and_then(|stat| {
-            stat.rsplit_once(')')
-                .map(|(_, rest)| rest.trim_start().to_owned())
-        })
-        .is_some_and(|rest| !rest.starts_with('Z'))
-}
-
-async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(
-            start.elapsed() < Duration::from_secs(10),
-            "not within 10 s: {what}"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 #[tokio::test]
 async fn a_cell_prints_replies_and_the_end_is_clean() {
     let (mut local, pid) = Local::up().await;
@@ -244,7 +164,8 @@ async fn a_cell_prints_replies_and_the_end_is_clean() {
         exit,
         Exit {
             code: Some(0),
-            signal: None
+            signal: None,
+            out_of_memory: None
         }
     );
     assert!(!alive(pid));
@@ -311,7 +232,8 @@ async fn a_killed_worker_is_told_with_its_signal_and_takes_its_children_along() 
         exit,
         Exit {
             code: None,
-            signal: Some(9)
+            signal: Some(9),
+            out_of_memory: Some(false)
         }
     );
     eventually("the worker's child is gone", || !alive(child)).await;
@@ -327,6 +249,7 @@ async fn an_exit_comes_after_all_output() {
     let exited = Exit {
         code: Some(7),
         signal: None,
+        out_of_memory: None,
     };
     assert_eq!((exit, displayed), (exited, 2000));
 }
@@ -392,7 +315,7 @@ async fn a_worker_that_talks_without_end_is_stopped() {
 
 #[tokio::test]
 async fn fifty_megabytes_come_whole_through_the_agent_program() {
-    let (mut child, mut connection) = program().await;
+    let (mut child, mut connection, _) = program().await;
     connection
         .sender
         .send(ToAgent::StartWorker {
@@ -525,23 +448,6 @@ async fn a_working_directory_is_made_or_refused() {
     }
 }
 
-type Remote = Connection<ToAgent, FromAgent>;
-
-async fn program() -> (tokio::process::Child, Remote) {
-    let mut child = tokio::process::Command::from(agent_program())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let (writer, reader) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    (child, Connection::start(reader, writer).await.unwrap())
-}
-
-fn agent_program() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_cellferry-agent"))
-}
-
 /// An agent program whose run directory is in a place of its own, with a worker that is up.
 async fn watched() -> (tempfile::TempDir, tokio::process::Child, Remote, u32) {
     let base = tempfile::Builder::new()
@@ -558,6 +464,7 @@ async fn watched() -> (tempfile::TempDir, tokio::process::Child, Remote, u32) {
         .unwrap();
     let (writer, reader) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let mut connection = Remote::start(reader, writer).await.unwrap();
+    hello(&mut connection).await;
     connection
         .sender
         .send(ToAgent::StartWorker {

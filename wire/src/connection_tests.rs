@@ -1,9 +1,14 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use bytes::Bytes;
+
 use super::*;
+use crate::envelope::encode;
+use crate::outgoing::WINDOW;
 use crate::protocol::{Channel, FromAgent, ToAgent, WorkerId};
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -81,7 +86,7 @@ proptest! {
             let (left, mut right) = tokio::io::duplex(1 << 16);
             let (reader, writer) = tokio::io::split(left);
             let starting = tokio::spawn(Connection::<ToAgent, FromAgent>::start(reader, writer));
-            let mut hello = b"noise from a shell\n\0cellferry\n\0\0\0\x01\x01x".to_vec();
+            let mut hello = b"noise from a shell\n\0cellferry\n\0\0\0\x02\x01x\0".to_vec();
             hello.extend_from_slice(&garbage);
             right.write_all(&hello).await.unwrap();
             let mut connection = starting.await.unwrap().unwrap();
@@ -161,6 +166,84 @@ fn a_receiver_that_does_not_consume_stops_the_sender() {
 }
 
 #[test]
+fn a_receiver_that_consumes_slowly_never_holds_more_than_a_window() {
+    runtime().block_on(async {
+        let (left, mut right) = pair(1 << 16).await;
+        let sender = left.sender.clone();
+        let sent = Arc::new(AtomicUsize::new(0));
+        let count = sent.clone();
+        tokio::spawn(async move {
+            while sender
+                .send(shell(1, vec![Bytes::from(vec![0; 100_000])]))
+                .await
+            {
+                count.fetch_add(100_000, Ordering::Relaxed);
+            }
+        });
+        for consumed in 0..200 {
+            // All that can come has come when the sender stands still.
+            let mut before = usize::MAX;
+            while before != sent.load(Ordering::Relaxed) {
+                before = sent.load(Ordering::Relaxed);
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            let beyond = before - consumed * 100_000;
+            // A window at the sender, one at the receiver, and a message in the middle.
+            assert!(
+                beyond <= 2 * WINDOW + 200_000,
+                "{beyond} bytes after {consumed} messages"
+            );
+            right.receiver.recv().await.unwrap().unwrap();
+        }
+    });
+}
+
+#[test]
+fn what_is_held_stops_its_own_stream_until_it_is_let_go() {
+    runtime().block_on(async {
+        let (left, mut right) = pair(1 << 16).await;
+        let sender = left.sender.clone();
+        let flood = tokio::spawn(async move {
+            for _ in 0..200 {
+                sender
+                    .send(shell(1, vec![Bytes::from(vec![0; 100_000])]))
+                    .await;
+            }
+        });
+        let mut held = Vec::new();
+        let mut bytes = 0;
+        while bytes + 100_000 <= WINDOW - 200_000 {
+            let (message, one) = right.receiver.recv_held().await.unwrap().unwrap();
+            assert_eq!(message.stream(), 2);
+            held.push(one);
+            bytes += 100_000;
+        }
+        // At most a window of it can be here, and another stream passes.
+        left.sender
+            .send(shell(2, vec![Bytes::from(vec![1; 100_000])]))
+            .await;
+        loop {
+            let (message, one) = right.receiver.recv_held().await.unwrap().unwrap();
+            if message.stream() == 3 {
+                break;
+            }
+            held.push(one);
+            assert!(held.len() * 100_000 <= WINDOW);
+        }
+        assert!(!flood.is_finished());
+        let mut count = held.len();
+        drop(held);
+        while count < 200 {
+            right.receiver.recv_held().await.unwrap().unwrap();
+            count += 1;
+        }
+        flood.await.unwrap();
+    });
+}
+
+#[test]
 fn another_version_is_refused_by_name() {
     runtime().block_on(async {
         let (left, mut right) = tokio::io::duplex(1 << 16);
@@ -208,7 +291,7 @@ fn a_sender_that_ignores_its_credit_is_refused() {
         let starting = tokio::spawn(Connection::<ToAgent, FromAgent>::start(reader, writer));
         let (_answers, mut hostile) = tokio::io::split(right);
         hostile
-            .write_all(b"\0cellferry\n\0\0\0\x01\x01x")
+            .write_all(b"\0cellferry\n\0\0\0\x02\x01x\0")
             .await
             .unwrap();
         let mut connection = starting.await.unwrap().unwrap();
@@ -221,10 +304,13 @@ fn a_sender_that_ignores_its_credit_is_refused() {
                     channel: Channel::Iopub,
                     parts: vec![Bytes::from(vec![0; 1 << 20])],
                 };
-                for (kind, payload) in encode(message).unwrap() {
-                    let frame = Frame {
+                let chunks = encode(message).unwrap();
+                let count = chunks.len();
+                for (index, payload) in chunks.into_iter().enumerate() {
+                    let frame = Frame::Data {
                         stream: 8,
-                        kind,
+                        last: index + 1 == count,
+                        squeezed: false,
                         payload,
                     };
                     if hostile.send(frame).await.is_err() {

@@ -1,0 +1,184 @@
+//! What files there are, and what they contain.
+
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use cellferry_wire::protocol::{Entry, EntryKind, FilePath, Listing};
+use glob::{MatchOptions, Pattern};
+
+use super::path::{resolve, stays_within};
+
+/// As in a shell: `*` stops at `/` and leaves hidden files out.
+const SHELL: MatchOptions = MatchOptions {
+    case_sensitive: true,
+    require_literal_separator: true,
+    require_literal_leading_dot: true,
+};
+
+/// Lists what a pattern matches. This may block for as long as it takes to read all of it.
+pub fn list(pattern: &FilePath) -> Result<Listing, String> {
+    let resolved = resolve(pattern)?;
+    let whole = resolved.whole();
+    // A name with brackets may just be a name.
+    let is_plain = !has_wildcard(&resolved.path) || whole.symlink_metadata().is_ok();
+    let root = if !resolved.base.as_os_str().is_empty() {
+        resolved.base.clone()
+    } else if is_plain {
+        whole.parent().unwrap_or(&whole).to_owned()
+    } else {
+        before_wildcards(&whole)
+    };
+    let mut found = Found {
+        root: &root,
+        entries: BTreeMap::new(),
+    };
+    if is_plain {
+        if !found.visit(&whole, &mut Inside::default())? {
+            return Err(format!(
+                "`{}` is neither a file nor a directory",
+                whole.display()
+            ));
+        }
+    } else {
+        for path in matches(&resolved.base, &resolved.path)? {
+            // `**` matches directories and all that is in them.
+            if found.has(&path) {
+                continue;
+            }
+            found.visit(&path, &mut Inside::default())?;
+        }
+    }
+    let entries = found.entries.into_iter();
+    Ok(Listing {
+        entries: entries
+            .map(|(path, kind)| {
+                Ok(Entry {
+                    path: text(&path)?,
+                    kind,
+                })
+            })
+            .collect::<Result<_, String>>()?,
+        root: text(&root)?,
+    })
+}
+
+fn has_wildcard(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    bytes.iter().any(|byte| b"*?[".contains(byte))
+}
+
+fn before_wildcards(path: &Path) -> PathBuf {
+    let parts = path.components();
+    parts
+        .take_while(|part| !has_wildcard(part.as_ref()))
+        .collect()
+}
+
+fn matches(base: &Path, pattern: &Path) -> Result<Vec<PathBuf>, String> {
+    let name = pattern.display();
+    let base = Pattern::escape(&text(base)?);
+    let mut whole = Path::new(&base).join(pattern);
+    if whole.ends_with("**") {
+        // The crate takes this for directories only.
+        whole.push("*");
+    }
+    glob::glob_with(&text(&whole)?, SHELL)
+        .map_err(|error| format!("`{name}` is not a pattern: {error}"))?
+        .collect::<Result<_, _>>()
+        .map_err(|error| cannot_read(error.path(), error.error()))
+}
+
+/// Paths go into messages and notebooks, which are text.
+fn text(path: &Path) -> Result<String, String> {
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| format!("the name of `{}` is not text in UTF-8", path.display()))
+}
+
+fn cannot_read(path: &Path, error: &io::Error) -> String {
+    format!("cannot read `{}`: {error}", path.display())
+}
+
+struct Found<'a> {
+    root: &'a Path,
+    entries: BTreeMap<PathBuf, EntryKind>,
+}
+
+/// The directories between a file and what the pattern matched, by device and number.
+#[derive(Default)]
+struct Inside(Vec<(u64, u64)>);
+
+impl Found<'_> {
+    /// Adds what is at a path, with all that is in it. False if that is nothing that could be copied.
+    fn visit(&mut self, path: &Path, inside: &mut Inside) -> Result<bool, String> {
+        let cannot = |error| cannot_read(path, &error);
+        let mut status = path.symlink_metadata().map_err(cannot)?;
+        if status.is_symlink() {
+            let target = path.read_link().map_err(cannot)?;
+            if let Some(depth) = inside.0.len().checked_sub(1)
+                && stays_within(&target, depth)
+            {
+                let target = text(&target)?;
+                self.add(path, EntryKind::Link { target });
+                return Ok(true);
+            }
+            status = path.metadata().map_err(cannot)?;
+        }
+        let mode = status.permissions().mode() & 0o777;
+        if status.is_file() {
+            let blake3 = hash(path).map_err(cannot)?;
+            let size = status.len();
+            self.add(path, EntryKind::File { mode, size, blake3 });
+        } else if status.is_dir() {
+            self.add(path, EntryKind::Directory { mode });
+            self.visit_all_in(path, &status, inside)?;
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn visit_all_in(
+        &mut self,
+        path: &Path,
+        status: &Metadata,
+        inside: &mut Inside,
+    ) -> Result<(), String> {
+        let cannot = |error| cannot_read(path, &error);
+        let identity = (status.dev(), status.ino());
+        if inside.0.contains(&identity) {
+            return Err(format!(
+                "the link `{}` leads back to a directory that it is in",
+                path.display()
+            ));
+        }
+        inside.0.push(identity);
+        for entry in path.read_dir().map_err(cannot)? {
+            // Sockets and the like in a directory are of no use elsewhere.
+            self.visit(&entry.map_err(cannot)?.path(), inside)?;
+        }
+        inside.0.pop();
+        Ok(())
+    }
+
+    fn has(&self, path: &Path) -> bool {
+        self.entries.contains_key(self.below_root(path))
+    }
+
+    fn add(&mut self, path: &Path, kind: EntryKind) {
+        let below = self.below_root(path).to_owned();
+        self.entries.insert(below, kind);
+    }
+
+    fn below_root<'b>(&self, path: &'b Path) -> &'b Path {
+        path.strip_prefix(self.root).unwrap_or(path)
+    }
+}
+
+fn hash(path: &Path) -> io::Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path)?)?;
+    Ok(*hasher.finalize().as_bytes())
+}

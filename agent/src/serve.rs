@@ -1,0 +1,191 @@
+//! An agent that is a process of its own: it serves one kernel, over one byte stream or over one after another.
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::Duration;
+
+use cellferry_wire::protocol::{FromAgent, ToAgent};
+use cellferry_wire::{Connection, Line, Receiver, Sender};
+use nix::unistd::geteuid;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::AgentError;
+use crate::agent::Agent;
+use crate::guard::Guard;
+use crate::machine::hello;
+use crate::outlet::Outlet;
+use crate::run_dir::RunDir;
+
+/// How long the agent tries to hand the last messages to the kernel.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Serves a kernel over a byte stream until it ends, a signal comes or the kernel asks.
+///
+/// `guard` is the program, with its arguments, that cleans up if this process is killed.
+pub async fn serve<R, W>(reader: R, writer: W, guard: (&Path, &[&str])) -> Result<(), AgentError>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let served = Served::prepare(RunDir::make()?, guard)?;
+    let mut signals = Signals::catch()?;
+    let connection = Connection::start(reader, writer).await?;
+    let ending = async {
+        // The terminal's interrupt is for the client to pass on, not for the agent.
+        tokio::select! {
+            _ = signals.terminate.recv() => {}
+            _ = signals.hang_up.recv() => {}
+        }
+    };
+    served.until(connection, ending).await;
+    Ok(())
+}
+
+/// Serves a conversation over whatever byte streams `listener` accepts, one after another, until the kernel ends it,
+/// SIGTERM comes, or no stream has carried it for `patience`.
+pub async fn stay(
+    listener: UnixListener,
+    run_dir: RunDir,
+    conversation: [u8; 16],
+    patience: Duration,
+    guard: (&Path, &[&str]),
+) -> Result<(), AgentError> {
+    let served = Served::prepare(run_dir, guard)?;
+    let mut signals = Signals::catch()?;
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let (connection, line) = Connection::resumable(conversation);
+    let up = line.up();
+    let carrying = tokio::spawn(carry(listener, line));
+    let ending = async {
+        tokio::select! {
+            // Not by a hang-up: a login that ends is what this agent is there to outlive.
+            _ = signals.terminate.recv() => {}
+            () = forsaken(up, patience) => tracing::warn!("no link for {} s", patience.as_secs()),
+        }
+    };
+    served.until(connection, ending).await;
+    carrying.abort();
+    Ok(())
+}
+
+/// Carries the conversation over each byte stream that comes; a newer one replaces the one in use.
+async fn carry(listener: tokio::net::UnixListener, line: Line) {
+    let mut streams = tokio::task::JoinSet::new();
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("cannot accept a link: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == geteuid().as_raw() => {}
+            _ => continue,
+        }
+        let line = line.clone();
+        streams.spawn(async move {
+            let (reader, writer) = stream.into_split();
+            if let Err(error) = line.carry(reader, writer).await {
+                tracing::info!("a link ended: {error}");
+            }
+        });
+        while streams.try_join_next().is_some() {}
+    }
+}
+
+/// Returns once no byte stream has carried the conversation for so long.
+async fn forsaken(mut up: watch::Receiver<bool>, patience: Duration) {
+    loop {
+        let link = timeout(patience, up.wait_for(|up| *up)).await;
+        if !link.is_ok_and(|up| up.is_ok()) || up.wait_for(|up| !up).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What an agent's process has.
+struct Served {
+    run_dir: RunDir,
+    segments: RunDir,
+    guard: Guard,
+}
+
+impl Served {
+    fn prepare(run_dir: RunDir, guard: (&Path, &[&str])) -> Result<Self, AgentError> {
+        let segments = RunDir::for_values()?;
+        let guard = Guard::start(guard.0, guard.1, &[run_dir.path(), segments.path()])?;
+        Ok(Self {
+            run_dir,
+            segments,
+            guard,
+        })
+    }
+
+    /// Serves until the kernel or `ending` ends it, and leaves nothing.
+    async fn until(
+        self,
+        connection: Connection<FromAgent, ToAgent>,
+        ending: impl Future<Output = ()>,
+    ) {
+        let Connection {
+            sender,
+            mut receiver,
+        } = connection;
+        let (run_dir, segments) = (self.run_dir.path(), self.segments.path());
+        sender.queue(FromAgent::Hello(hello(run_dir, segments)));
+        let mut agent = Agent::new(run_dir, segments, Outlet::Wire(sender.clone()));
+        tokio::select! {
+            () = obey(&mut agent, &mut receiver) => {}
+            () = ending => {}
+        }
+        agent.shutdown().await;
+        // A kernel that does not read any more must not keep the agent.
+        let _ = timeout(FAREWELL, farewell(&sender)).await;
+        // The guard ends what is left of the workers, so the notes about them go after it.
+        drop(self.guard);
+        drop(self.run_dir);
+        drop(self.segments);
+    }
+}
+
+async fn farewell(sender: &Sender<FromAgent>) {
+    sender.finish();
+    sender.closed().await;
+}
+
+/// Does what the kernel asks until it asks for the end, or says nothing any more.
+async fn obey(agent: &mut Agent, receiver: &mut Receiver<ToAgent>) {
+    while let Some(command) = receiver.recv_held().await {
+        match command {
+            Ok((ToAgent::Shutdown, _)) => return,
+            Ok((command, held)) => agent.obey(command, Some(held)),
+            Err(error) => {
+                tracing::error!("the kernel's stream broke: {error}");
+                return;
+            }
+        }
+    }
+}
+
+/// Signals that must not end the process as they come.
+struct Signals {
+    terminate: Signal,
+    hang_up: Signal,
+    _interrupt: Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+            _interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}

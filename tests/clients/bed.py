@@ -1,0 +1,328 @@
+"""The test bed as tests see it: real sshd on hosts of this machine, with faults on demand. The scripts in `tests/testbed` do
+the work; this holds one bed for a test process, and gives each test a HOME of its own that leads there.
+
+Every host has two users, `alice` and `bob`, sees this environment's Python at its own path, and listens on ports 22 and 2222."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import processes
+
+SCRIPTS = Path(__file__).parent.parent / "testbed"
+USER, OTHER_USER = "alice", "bob"
+PROGRAMS = ("ip", "tc", "nft", "python3", "sshd", "ssh", "ssh-keygen", "nsenter", "unshare", "tcsh")
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# OpenSSH asks the user database, not HOME, where `~/.ssh` is; this library answers it.
+NAME_SERVICE = "libnss_wrapper.so"
+BUSY = 3  # exit code of `up`
+LINK_FAULTS = ("cut", "drop", "rate", "delay", "apart")
+
+
+class Unavailable(Exception):
+    """Why this machine cannot have a test bed."""
+
+
+def privilege():
+    """What makes a command one of root's. Raises `Unavailable`."""
+    if os.geteuid() == 0:
+        return []
+    if shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0:
+        return ["sudo", "-n"]
+    raise Unavailable("hosts for ssh are made of namespaces, which needs root or passwordless sudo")
+
+
+def requirements():
+    """Checks what the bed needs, and returns what makes a command one of root's. Raises `Unavailable`."""
+    missing = [program for program in PROGRAMS if not shutil.which(program, path=SYSTEM_PATH)]
+    if not list(Path("/usr/lib").glob(f"*/{NAME_SERVICE}")):
+        missing.append(NAME_SERVICE)
+    if missing:
+        raise Unavailable(f"hosts for ssh need {', '.join(missing)}: `tools/setup test` installs them where it may")
+    root = privilege()
+    namespaces = ["unshare", "--time", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "true"]
+    probe = subprocess.run([*root, *namespaces], capture_output=True, text=True)
+    if probe.returncode != 0:
+        raise Unavailable(f"this machine does not let root make namespaces, of which hosts consist: {probe.stderr.strip()}")
+    return root
+
+
+def python_folders():
+    """What of this environment's Python hosts do not see with `/usr`."""
+    found = {Path(sys.prefix), Path(sys.base_prefix).resolve(), Path(sys.executable).resolve().parent.parent}
+    shown = [path for path in found if not path.is_relative_to("/usr") or path.is_relative_to("/usr/local")]
+    return sorted(path for path in shown if not any(path != other and path.is_relative_to(other) for other in shown))
+
+
+class Failed(subprocess.CalledProcessError):
+    """A command that failed, with what it said."""
+
+    def __str__(self):
+        return f"{super().__str__()}\n{self.stdout}{self.stderr}"
+
+
+class Bed:
+    """Hosts `login`, `node1`, `node2`, up from `start` until `stop` or the end of this process, however it ends."""
+
+    def __init__(self, root, slot, lock):
+        self._root = root
+        self._lock = lock  # held by the keeper, too, so that nobody takes the slot before all is down
+        self._settings = [f"TB_STATE=/tmp/cft-bed-{slot}", f"TB_BRIDGE=cfb{slot}", f"TB_NET=10.77.{slot}"]
+        self.state = Path(f"/tmp/cft-bed-{slot}")
+        self.hosts = ()
+        self.user, self.other_user = USER, OTHER_USER
+        self.python = sys.executable  # there and here
+        self.home = None  # HOME of the test: .ssh/config, .ssh/known_hosts, .ssh/id_ed25519
+        self.left_within = 5  # seconds that processes have to end after the test
+        self._keeper = None
+        self._broken, self._off, self._without_sshd, self._altered = set(), set(), set(), set()
+
+    @classmethod
+    def start(cls, root, nodes=2):
+        """A bed of its own for the caller; what killed processes have left of theirs goes first."""
+        sweep(root)
+        for slot in range(200):
+            lock = claim(slot)
+            if lock is None:
+                continue
+            bed = cls(root, slot, lock)
+            try:
+                bed._up(nodes)
+            except BaseException as error:
+                bed.stop()
+                if isinstance(error, Failed) and error.returncode == BUSY:
+                    continue  # somebody else's network
+                raise
+            return bed
+        raise AssertionError("200 test beds are up, or their networks (10.77.0.0/24 and on) are in use")
+
+    def _command(self, script, *arguments):
+        return [*self._root, "env", *self._settings, SCRIPTS / script, *map(str, arguments)]
+
+    def _run(self, script, *arguments, timeout=60, **options):
+        done = subprocess.run(
+            self._command(script, *arguments),
+            # Not the test's mark: hosts outlive it.
+            env={"PATH": SYSTEM_PATH, "LANG": "C.UTF-8"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            **{"stdin": subprocess.DEVNULL, **options},
+        )
+        if done.returncode != 0:
+            raise Failed(done.returncode, [script, *arguments], done.stdout, done.stderr)
+        return done.stdout
+
+    def _up(self, nodes):
+        self._keeper = subprocess.Popen(
+            self._command("keep"),
+            env={"PATH": SYSTEM_PATH},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[self._lock.fileno()],
+            start_new_session=True,
+        )
+        self._run("up", "--nodes", nodes, *(word for path in python_folders() for word in ("--bind", path)))
+        self.hosts = ("login", *(f"node{number + 1}" for number in range(nodes)))
+        # A folder of the checkout that only its owner may enter would else show as the failure of some test.
+        self.on("login", f"{self.python} -c 'import ipykernel'", user=self.user)
+
+    def stop(self):
+        """Takes all hosts down. Harmless when called again."""
+        if self._keeper is not None:
+            self._keeper.stdin.close()
+            self._keeper.wait(60)
+        self._lock.close()
+
+    # --- hosts
+
+    def address(self, host):
+        """The IP address of a host."""
+        return (self.state / "hosts" / host / "ip").read_text().strip()
+
+    def fault(self, what, host, *more):
+        """Breaks or mends a host: see `tests/testbed/fault`. All is mended after the test."""
+        broken_by = {"kill": self._off, "crash": self._without_sshd, "stop": self._without_sshd}
+        broken_by.update((fault, self._broken) for fault in LINK_FAULTS)
+        mended_by = {"heal": [self._broken], "start": [self._without_sshd]}
+        # What was changed in its memory and in its network goes with its power.
+        mended_by["boot"] = mended_by["fresh"] = [self._off, self._broken, self._without_sshd, self._altered]
+        if what in broken_by:
+            broken_by[what].add(host)
+        self._run("fault", what, host, *more)
+        for known in mended_by.get(what, []):
+            known.discard(host)
+
+    def on(self, host, command, user=None, timeout=60, **options):
+        """What a bash command prints on a host, run there by root or `user`, without ssh. Fails as it fails."""
+        words = ["runuser", "-u", user, "--", "env", f"HOME=/home/{user}"] if user else []
+        return self._run("on", host, *words, "bash", "-c", command, timeout=timeout, **options)
+
+    def processes(self, host):
+        """What runs on a host and is neither its own nor sshd's: command lines by pid (the host's pids)."""
+        lines = self._there(host, "processes").splitlines()
+        return {int(pid): command for pid, _, command in (line.partition(" ") for line in lines)}
+
+    def connections(self, host):
+        """How many ssh clients are connected to a host."""
+        return int(self._there(host, "connections"))
+
+    def _there(self, host, function):
+        return self.on(host, f". /etc/testbed/services; {function}")
+
+    # --- hosts out of the ordinary; each is an ordinary one again after the test
+
+    def _alter(self, host, command, **options):
+        self._altered.add(host)
+        self.on(host, command, **options)
+
+    def write(self, host, path, text, user=USER):
+        """Writes a file of `user`'s on a host, below its home unless the path is absolute."""
+        self.on(host, f'cd; mkdir -p "$(dirname "{path}")"; cat > "{path}"', user=user, stdin=None, input=text)
+
+    def shell(self, host, path):
+        """Makes `path` the login shell, such as `/bin/csh`."""
+        self._alter(host, rf"sed -i 's#^\({USER}:.*:\)[^:]*$#\1{path}#' /etc/passwd")
+
+    def noexec(self, host, path="/tmp"):
+        """Makes a folder one from which nothing can be executed."""
+        self._alter(host, f"mount -t tmpfs -o mode=1777,noexec tb-noexec {path}")
+
+    def small_home(self, host, size):
+        """Gives the user an empty home with room for `size` bytes (or `64k`, `1m`)."""
+        self._alter(host, f"mount -t tmpfs -o size={size},mode=700,uid=2001,gid=2001 tb-home /home/{USER}")
+
+    def without_python(self, host):
+        """Takes `python` and `python3` off the PATH; this environment's stays where it is."""
+        self._alter(
+            host,
+            "mkdir /run/bin && mount --bind /usr/bin /run/bin && mount -t tmpfs -o mode=755 tb-bin /usr/bin"
+            " && /run/bin/cp -as /run/bin/. /usr/bin/ && rm -f /usr/bin/python* /usr/bin/pypy*",
+        )
+
+    def sshd(self, host, *lines):
+        """Adds lines to a host's sshd_config, before all others; the first word on a matter counts."""
+        text = "".join(f"{line}\n" for line in lines)
+        self._alter(host, "cat >> /etc/ssh/sshd_config.d/test.conf && sshd -t", stdin=None, input=text)
+        self.fault("restart", host, "sshd")
+
+    def password(self, host, password, user=USER):
+        """Gives a user a password. sshd asks for it if `sshd(host, "PasswordAuthentication yes")` says so."""
+        self._alter(host, "chpasswd -c SHA512", stdin=None, input=f"{user}:{password}\n")
+
+    def new_host_key(self, host):
+        """Gives a host another key than the one in known_hosts."""
+        key = "/etc/ssh/ssh_host_ed25519_key"
+        self._alter(host, f"rm {key} && ssh-keygen -q -t ed25519 -N '' -f {key}")
+        self.fault("restart", host, "sshd")
+
+    # --- the machine's side
+
+    @property
+    def ssh_config(self):
+        """`~/.ssh/config` of the test."""
+        return self.home / ".ssh" / "config"
+
+    def ssh(self, host, command, *options, timeout=30, **more):
+        """What a command prints on a host, by the system's ssh; fails as it fails."""
+        words = ["ssh", *options, "-o", "BatchMode=yes", host, command]
+        given = {"capture_output": True, "text": True, "timeout": timeout, "stdin": subprocess.DEVNULL, **more}
+        done = subprocess.run(words, **given)
+        if done.returncode != 0:
+            raise Failed(done.returncode, words, done.stdout, done.stderr)
+        return done.stdout
+
+    @contextmanager
+    def used(self, folder, patch):
+        """For one test (or the tests that share a world): HOME leads to the hosts, and afterwards no process may run and
+        no file of Cellferry's lie on any of them. `folder` is short, and goes with the test."""
+        self._make_home(folder, patch)
+        try:
+            yield self
+            self._tidy()
+        finally:
+            self.home, self.left_within = None, 5
+            self._mend()
+
+    def _make_home(self, folder, patch):
+        self.home = folder / "home"
+        ssh = self.home / ".ssh"
+        ssh.mkdir(parents=True, mode=0o700)
+        patch.setenv("HOME", str(self.home))
+        patch.delenv("SSH_AUTH_SOCK", raising=False)
+        shutil.copy(self.state / "known_hosts", ssh)
+        shutil.copy(self.state / "id_ed25519", ssh)
+        (ssh / "id_ed25519").chmod(0o600)
+        entries = [f"Host {host}\n    HostName {self.address(host)}\n    User {USER}\n" for host in self.hosts]
+        for host in self.hosts[1:]:  # the same one, but by way of `login`
+            entries.append(f"Host via-{host}\n    HostName {self.address(host)}\n    User {USER}\n    ProxyJump login\n")
+        self.ssh_config.write_text("".join(entries))
+
+        users = re.sub(rf"(?m)^((?:[^:\n]*:){{2}}{os.getuid()}:(?:[^:\n]*:){{2}})[^:\n]*", rf"\g<1>{self.home}", passwd())
+        (self.home / "passwd").write_text(users)
+        programs = folder / "bin"
+        programs.mkdir()
+        for name in ("ssh", "ssh-keygen", "ssh-add", "scp", "sftp"):
+            program = programs / name
+            program.write_text(
+                f"#!/bin/sh\nNSS_WRAPPER_PASSWD='{self.home}/passwd' NSS_WRAPPER_GROUP=/etc/group"
+                f' LD_PRELOAD={NAME_SERVICE} exec {shutil.which(name, path=SYSTEM_PATH)} "$@"\n'
+            )
+            program.chmod(0o755)
+        patch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+    def _tidy(self):
+        """Looks over the hosts that are as they were before, and empties them. Fails if anything is left on one."""
+        for host in self._broken - self._off:
+            self.fault("heal", host)
+        untidy = {host: None for host in self.hosts if host not in self._off}
+
+        def all_tidy():
+            for host in list(untidy):
+                untidy[host] = self._there(host, "tidy")
+                if not untidy[host]:
+                    del untidy[host]
+            return not untidy
+
+        try:
+            processes.wait_until(all_tidy, self.left_within, lambda: f"left on hosts: {untidy}")
+        finally:
+            self._altered.update(untidy)
+
+    def _mend(self):
+        """Every host is as it was before the test."""
+        for host in self._off | self._altered | self._without_sshd:
+            self.fault("fresh", host)
+        self._broken, self._off, self._without_sshd, self._altered = set(), set(), set(), set()
+
+
+def passwd():
+    """The user database of this machine."""
+    return subprocess.run(["getent", "passwd"], capture_output=True, text=True, check=True).stdout
+
+
+def claim(slot):
+    """The lock of a slot, or None if another process has it. It goes with its last holder, and is no file."""
+    lock = socket.socket(socket.AF_UNIX)
+    try:
+        lock.bind(f"\0cellferry-test-bed-{slot}")
+    except OSError:
+        lock.close()
+        return None
+    return lock
+
+
+def sweep(root):
+    """Takes down beds whose keepers were killed, too."""
+    for state in Path("/tmp").glob("cft-bed-*"):
+        slot = state.name.rpartition("-")[2]
+        lock = claim(slot)
+        if lock is not None:
+            with lock:
+                Bed(root, slot, lock)._run("down")
