@@ -51,7 +51,8 @@ use self::questions::{Asker, Questions, Waiting};
 use self::values::Values;
 use crate::analysis::python::completion_root;
 use crate::session::{
-    Answer, Asked, Effect, Event, Gone, HOME, PassTo, Problem, Reply, RunId, Session, Taken, TargetName,
+    Answer, Asked, Effect, Event, Gone, HOME, PassTo, Problem, Reply, RunId, Session, Taken,
+    TargetName,
 };
 
 /// How long answers may take to leave before the process ends: ZeroMQ has no linger here.
