@@ -12,7 +12,8 @@ use crate::openssh;
 use crate::process::Process;
 use crate::{Options, Transport};
 
-/// A connection to a host. Dropping it ends the connection and the commands on it.
+/// A connection to a host. Dropping it ends the connection and the commands on it, a moment later; a program that is
+/// about to exit calls [`Client::disconnect`], so that nothing is left of the openssh transport's private directory.
 #[derive(Debug)]
 pub struct Client {
     host: Host,

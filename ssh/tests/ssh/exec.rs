@@ -30,6 +30,9 @@ async fn output_and_exit() {
             (out.as_str(), err.as_str(), exit),
             ("out\n", "err\n", Exit::Code(3))
         );
+        // What looks like an option of `ssh` is a command all the same.
+        let (_, err, _) = run(&client, "-V").await;
+        assert!(!err.contains("OpenSSH"), "{err}");
         let (_, _, exit) = run(&client, "kill -KILL $$").await;
         match transport {
             Transport::Russh => {
