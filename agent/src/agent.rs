@@ -95,7 +95,10 @@ impl Agent {
             } => self.tell(worker, Command::Send(channel, parts)),
             ToAgent::Interrupt { worker } => {
                 if let Some(handle) = self.workers.get(&worker) {
-                    signal_group(handle.group.load(Ordering::Acquire), Signal::SIGINT);
+                    let group = handle.group.load(Ordering::Acquire);
+                    signal_group(group, Signal::SIGINT);
+                    // It may be stopped because nobody takes what it says.
+                    signal_group(group, Signal::SIGCONT);
                 }
             }
             ToAgent::StopWorker { worker, grace } => self.tell(worker, Command::Stop(grace)),

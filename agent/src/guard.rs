@@ -4,7 +4,9 @@
 //! program, in a session of its own, waits on a pipe: when the pipe closes, for whatever reason,
 //! it kills the process groups noted in the directories it was given and removes them.
 
-use std::io::{self, Read};
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -72,10 +74,13 @@ pub fn watch(directories: &[PathBuf]) {
 /// Where a worker's process group is noted: `<worker>.pgid`, with the start time of its leader.
 pub fn note_group(directory: &Path, worker: u32, group: u32) -> io::Result<()> {
     let started = start_time(group).unwrap_or_default();
-    std::fs::write(
-        directory.join(format!("{worker}.pgid")),
-        format!("{group} {started}"),
-    )
+    let mut note = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(directory.join(format!("{worker}.pgid")))?;
+    note.write_all(format!("{group} {started}").as_bytes())
 }
 
 fn kill_noted_groups(directory: &Path) {

@@ -7,6 +7,7 @@
 
 mod agent;
 pub mod attach;
+mod brake;
 mod direct;
 mod exit;
 mod files;

@@ -1,7 +1,7 @@
 //! Where an agent's messages go: to the kernel that it is a part of, or over a wire.
 
 use cellferry_wire::Sender;
-use cellferry_wire::protocol::FromAgent;
+use cellferry_wire::protocol::{FromAgent, WorkerId};
 use tokio::sync::mpsc;
 
 /// The way to the kernel. Clones share it.
@@ -28,6 +28,22 @@ impl Outlet {
         match self {
             Self::Here(inbox) => inbox.send(message).is_ok(),
             Self::Wire(sender) => sender.send(message).await,
+        }
+    }
+
+    /// How many bytes of a worker's output wait for a link.
+    pub fn waiting(&self, worker: WorkerId) -> usize {
+        match self {
+            Self::Here(_) => 0,
+            Self::Wire(sender) => sender.waiting(worker.stream()),
+        }
+    }
+
+    /// Waits until at most so many do, or nobody listens any more.
+    pub async fn until_waiting(&self, worker: WorkerId, most: usize) {
+        match self {
+            Self::Here(_) => {}
+            Self::Wire(sender) => sender.until_waiting(worker.stream(), most).await,
         }
     }
 }

@@ -143,12 +143,15 @@ fn is_private(path: &Path) -> bool {
     })
 }
 
+/// How the system shows owners that have no number in our user namespace: in a container, root outside of it.
+const UNKNOWN_USER: u32 = 65534;
+
 /// Whether nobody but us and the system can replace what we make there.
 fn is_safe_base(base: &Path) -> bool {
     std::fs::metadata(base).is_ok_and(|found| {
         let (own, others) = (geteuid().as_raw(), found.mode() & 0o022 != 0);
         let sticky = found.mode() & 0o1000 != 0;
-        found.is_dir() && (found.uid() == 0 || found.uid() == own) && (!others || sticky)
+        found.is_dir() && [0, own, UNKNOWN_USER].contains(&found.uid()) && (!others || sticky)
     })
 }
 

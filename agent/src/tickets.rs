@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// How many forgotten numbers are remembered whose transfer has not been seen: it may be on its way still.
@@ -11,7 +12,14 @@ const FORGOTTEN: usize = 10_000;
 
 /// All transfers under way. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Tickets(Arc<Mutex<State>>);
+pub struct Tickets(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// A ticket has been dropped.
+    dropped: Notify,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -31,8 +39,10 @@ struct UnderWay {
 /// Which way a transfer goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// To this machine.
+    /// To this machine, because the kernel says so: what was coming under the same number is given up for it.
     Here,
+    /// To this machine, because another agent brings it.
+    Brought,
     /// Away from it; several times at once, if that is asked for.
     Away,
 }
@@ -46,7 +56,7 @@ pub struct Ticket {
     tickets: Tickets,
 }
 
-/// Why a transfer that is to come cannot begin.
+/// Why a transfer that is to come does not begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
     /// Nobody wants it any more.
@@ -58,15 +68,17 @@ pub enum Refusal {
 }
 
 impl Tickets {
-    /// Begins a transfer. One that goes away is never refused.
+    /// Begins a transfer. One that goes away is never refused, and only one that is brought while it is coming already.
     pub fn begin(&self, transfer: u64, way: Way) -> Result<Ticket, Refusal> {
         let state = &mut *self.lock();
-        if way == Way::Here {
-            if state.forgotten.remove(&transfer) {
-                return Err(Refusal::Forgotten);
-            }
-            if state.is_coming(transfer) {
-                return Err(Refusal::Coming);
+        if way != Way::Away && state.forgotten.remove(&transfer) {
+            return Err(Refusal::Forgotten);
+        }
+        for earlier in state.coming(transfer) {
+            match way {
+                Way::Here => earlier.cancel.cancel(),
+                Way::Brought => return Err(Refusal::Coming),
+                Way::Away => {}
             }
         }
         state.last += 1;
@@ -86,7 +98,7 @@ impl Tickets {
 
     /// Whether a transfer is coming, and not whole yet.
     pub fn is_coming(&self, transfer: u64) -> bool {
-        self.lock().is_coming(transfer)
+        self.lock().coming(transfer).next().is_some()
     }
 
     /// Gives a transfer up. One that is neither under way nor `known` otherwise will not begin to come.
@@ -110,14 +122,14 @@ impl Tickets {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    fn is_coming(&self, transfer: u64) -> bool {
-        let under_way = self.under_way.get(&transfer);
-        under_way.is_some_and(|all| all.iter().any(|one| one.way == Way::Here))
+    fn coming(&self, transfer: u64) -> impl Iterator<Item = &UnderWay> {
+        let under_way = self.under_way.get(&transfer).into_iter().flatten();
+        under_way.filter(|one| one.way != Way::Away)
     }
 }
 
@@ -130,6 +142,18 @@ impl Ticket {
     /// Whether it has been given up.
     pub fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled()
+    }
+
+    /// Waits until what was coming before under the same number, and is given up, has left nothing.
+    pub async fn alone(&self) {
+        loop {
+            let dropped = self.tickets.0.dropped.notified();
+            let before = |one: &UnderWay| one.number < self.number;
+            if !self.tickets.lock().coming(self.transfer).any(before) {
+                return;
+            }
+            dropped.await;
+        }
     }
 
     /// Waits until it has been given up.
@@ -147,5 +171,41 @@ impl Drop for Ticket {
                 state.under_way.remove(&self.transfer);
             }
         }
+        drop(state);
+        self.tickets.0.dropped.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_kernel_sends_takes_the_place_of_what_is_brought() {
+        let tickets = Tickets::default();
+        let brought = tickets.begin(1, Way::Brought).unwrap();
+        let sent = tickets.begin(1, Way::Here).unwrap();
+        assert!(brought.is_cancelled() && !sent.is_cancelled());
+        let refused = tickets.begin(1, Way::Brought).unwrap_err();
+        assert_eq!(refused, Refusal::Coming);
+        {
+            let mut alone = std::pin::pin!(sent.alone());
+            assert!(futures::poll!(&mut alone).is_pending());
+            drop(brought);
+            alone.await;
+        }
+        drop(sent);
+        assert!(!tickets.is_coming(1));
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_before_it_comes_does_not_begin() {
+        let tickets = Tickets::default();
+        tickets.forget(1, false);
+        assert_eq!(tickets.begin(1, Way::Here).unwrap_err(), Refusal::Forgotten);
+        tickets.forget(2, true);
+        let ticket = tickets.begin(2, Way::Here).unwrap();
+        tickets.forget(2, false);
+        assert!(ticket.is_cancelled());
     }
 }

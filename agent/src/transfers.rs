@@ -20,7 +20,7 @@ use crate::files::resolve;
 use crate::growing::{Growing, remove};
 use crate::outlet::Outlet;
 use crate::pool::Pool;
-use crate::tickets::{Refusal, Ticket, Tickets, Way};
+use crate::tickets::{Ticket, Tickets, Way};
 
 /// All transfers of one agent.
 #[derive(Debug)]
@@ -53,7 +53,11 @@ impl Transfers {
     /// A value will come.
     pub fn receive(&mut self, transfer: u64, size: u64) {
         let path = self.segment(transfer);
-        self.store(transfer, move || Growing::segment(path, size));
+        self.store(transfer, move || {
+            // Another agent may have brought it, and not known that it had.
+            remove(&path);
+            Growing::segment(path, size)
+        });
     }
 
     /// The next bytes of what comes. If it has failed, the kernel knows.
@@ -173,6 +177,7 @@ impl Transfers {
         let outlet = self.outlet.clone();
         self.arriving.retain(|_, pieces| !pieces.is_closed());
         let started = self.start(transfer, Way::Here, async move |ticket| {
+            ticket.alone().await;
             let stored = spawn_blocking(move || write(create, arriving, &ticket)).await;
             let answer = match stored {
                 Ok(Some(Ok(()))) => FromAgent::Stored { transfer },
@@ -190,24 +195,17 @@ impl Transfers {
         }
     }
 
-    /// False if the transfer cannot begin.
+    /// False if the transfer has been forgotten already.
     fn start<F>(&mut self, transfer: u64, way: Way, run: impl FnOnce(Ticket) -> F) -> bool
     where
         F: Future<Output = ()> + Send + 'static,
     {
         self.tasks.retain(|task| !task.is_finished());
-        match self.tickets.begin(transfer, way) {
-            Ok(ticket) => {
-                self.tasks.push(tokio::spawn(run(ticket)));
-                return true;
-            }
-            Err(Refusal::Forgotten) => {}
-            Err(refusal @ Refusal::Coming) => self.outlet.tell(FromAgent::TransferFailed {
-                transfer,
-                reason: refusal.to_string(),
-            }),
-        }
-        false
+        let Ok(ticket) = self.tickets.begin(transfer, way) else {
+            return false;
+        };
+        self.tasks.push(tokio::spawn(run(ticket)));
+        true
     }
 }
 

@@ -29,6 +29,7 @@ use zeromq::{
     SocketSend, SubSocket, ZmqMessage,
 };
 
+use crate::brake::Brake;
 use crate::exit::{exit_of, signal_group};
 use crate::files::expand;
 use crate::guard;
@@ -279,8 +280,10 @@ impl Process {
         let mut kill_at: Option<Instant> = None;
         let mut commanded = true;
         let mut kills = Kills::new();
+        let mut brake = Brake::new(worker, self.group, outlet.clone());
         let mut exit = loop {
             kills.look();
+            brake.check();
             let forced = async {
                 match kill_at {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -301,6 +304,7 @@ impl Process {
                             senders.send(channel, parts, &self.signer).await;
                         }
                         Some(Command::Stop(grace)) => {
+                            brake.give_up();
                             let request = self.author.message("shutdown_request", None, &json!({"restart": false}));
                             let _ = send(&mut senders.control, request, &self.signer).await;
                             let at = Instant::now() + grace;
@@ -311,6 +315,10 @@ impl Process {
                             kill_at = Some(Instant::now());
                         }
                     }
+                    continue;
+                }
+                () = brake.eased() => {
+                    brake.release();
                     continue;
                 }
                 output = iopub.recv() => (Channel::Iopub, output),

@@ -53,6 +53,27 @@ impl<T> Sender<T> {
     }
 }
 
+impl<T> Sender<T> {
+    /// How many bytes wait to be sent on a stream.
+    pub fn waiting(&self, stream: u32) -> usize {
+        self.shared.lock().outgoing.waiting(stream)
+    }
+
+    /// Waits until at most so many bytes wait to be sent on a stream, or the connection has ended.
+    pub async fn until_waiting(&self, stream: u32, most: usize) {
+        loop {
+            let room = self.shared.room.notified();
+            {
+                let state = self.shared.lock();
+                if state.closed || state.outgoing.waiting(stream) <= most {
+                    return;
+                }
+            }
+            room.await;
+        }
+    }
+}
+
 impl<T: Envelope> Sender<T> {
     /// Queues a message; waits while its stream is full. False once the connection has ended.
     pub async fn send(&self, message: T) -> bool {

@@ -102,11 +102,14 @@ impl Queue {
 }
 
 impl Outgoing {
+    /// How many bytes wait on a stream.
+    pub fn waiting(&self, stream: u32) -> usize {
+        self.streams.get(&stream).map_or(0, |queue| queue.queued)
+    }
+
     /// Whether more can wait on a stream.
     pub fn accepts(&self, stream: u32) -> bool {
-        self.streams
-            .get(&stream)
-            .is_none_or(|queue| queue.queued < WINDOW)
+        self.waiting(stream) < WINDOW
     }
 
     /// Whether nothing waits on any stream.

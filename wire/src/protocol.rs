@@ -15,6 +15,13 @@ use crate::envelope::Envelope;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkerId(pub u32);
 
+impl WorkerId {
+    /// The stream on which its messages keep their order.
+    pub fn stream(self) -> u32 {
+        self.0.saturating_add(1).min(LISTINGS - 1)
+    }
+}
+
 /// A channel of a worker, which is a Jupyter kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Channel {
@@ -115,7 +122,8 @@ pub enum ToAgent {
     /// End all workers and the agent.
     Shutdown,
     /// Make room for a value; its [`Data`](Self::Data) follows. Answered by [`FromAgent::Stored`] once all of it is
-    /// there, or by [`FromAgent::TransferFailed`], after which what still comes of it is ignored.
+    /// there, or by [`FromAgent::TransferFailed`], after which what still comes of it is ignored. It takes the place of
+    /// what another agent has brought, or is bringing, under this number.
     Receive {
         /// Its transfer.
         transfer: u64,
@@ -508,11 +516,6 @@ impl fmt::Display for Exit {
     }
 }
 
-/// A worker's messages keep their order on a stream of their own.
-fn stream_of(worker: WorkerId) -> u32 {
-    worker.0.saturating_add(1).min(LISTINGS - 1)
-}
-
 /// The stream of listings.
 const LISTINGS: u32 = TRANSFERS - 1;
 
@@ -543,7 +546,7 @@ impl Envelope for ToAgent {
                 worker,
                 channel: Channel::Shell,
                 ..
-            } => stream_of(*worker),
+            } => worker.stream(),
             Self::Receive { transfer, .. }
             | Self::ReceiveFile { transfer, .. }
             | Self::Data { transfer, .. } => stream_of_transfer(*transfer),
@@ -579,7 +582,7 @@ impl Envelope for FromAgent {
             Self::WorkerUp { worker, .. }
             | Self::WorkerFailed { worker, .. }
             | Self::WorkerDown { worker, .. }
-            | Self::Received { worker, .. } => stream_of(*worker),
+            | Self::Received { worker, .. } => worker.stream(),
             Self::Data { transfer, .. }
             | Self::Sent { transfer, .. }
             | Self::TransferFailed { transfer, .. } => stream_of_transfer(*transfer),

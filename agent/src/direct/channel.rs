@@ -240,7 +240,7 @@ impl Channel {
             .map_err(broken)?;
         out[..2].copy_from_slice(&u16::try_from(length).map_err(broken)?.to_be_bytes());
         self.sent += 1;
-        if self.sent % REKEY == 0 {
+        if self.sent.is_multiple_of(REKEY) {
             self.noise.rekey_outgoing();
         }
         Ok(2 + length)
@@ -259,7 +259,7 @@ impl Channel {
         let read = self.noise.read_message(message, out).map_err(broken)?;
         self.begin += 2 + length;
         self.received += 1;
-        if self.received % REKEY == 0 {
+        if self.received.is_multiple_of(REKEY) {
             self.noise.rekey_incoming();
         }
         Ok(Some(read))

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::channel::{Channel, initiate, lost};
 use super::{Answer, Request, Shelf, open};
-use crate::growing::Growing;
+use crate::growing::{Growing, remove};
 use crate::tickets::{Refusal, Ticket, Way};
 
 /// How long it may take to connect and to greet.
@@ -78,6 +78,7 @@ async fn visit(
         () = ticket.cancelled() => return Err(Failure::GivenUp),
         reached = reach(addresses, secret) => reached.map_err(Failure::Unreached)?,
     };
+    ticket.alone().await;
     let acted = spawn_blocking(move || match act(channel, &ticket) {
         _ if ticket.is_cancelled() => Err(Failure::GivenUp),
         acted => acted.map_err(Failure::Reached),
@@ -132,7 +133,9 @@ fn get(mut channel: Channel, shelf: &Shelf, size: u64, ticket: &Ticket) -> Resul
         }
         Answer::No { reason } => return Err(reason),
     }
-    let mut growing = Growing::segment(shelf.segment(transfer), size)?;
+    let path = shelf.segment(transfer);
+    remove(&path);
+    let mut growing = Growing::segment(path, size)?;
     channel.receive(&mut growing, ticket)?;
     if ticket.is_cancelled() {
         return Ok(());
@@ -210,7 +213,7 @@ fn take(channel: &mut Channel, shelf: &Shelf, size: u64, talk: &Ticket) -> Resul
     let transfer = talk.transfer();
     let ticket = shelf
         .tickets
-        .begin(transfer, Way::Here)
+        .begin(transfer, Way::Brought)
         .map_err(|refusal| refusal.to_string())?;
     let mut growing = Growing::segment(shelf.segment(transfer), size)?;
     channel.tell(&Answer::Yes { size }, talk).map_err(lost)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use cellferry_wire::protocol::{FromAgent, Hello, ToAgent};
+use cellferry_wire::protocol::{Channel, FromAgent, Hello, ToAgent};
 use cellferry_wire::{Connection, Line, WireError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -236,6 +236,82 @@ async fn a_newer_link_replaces_the_older() {
             .success()
     );
     kernel.worker().await;
+    kernel.end(&hello).await;
+}
+
+#[tokio::test]
+async fn output_without_a_link_stops_the_worker_before_it_fills_the_memory_and_none_is_lost() {
+    let mut kernel = Kernel::new(60);
+    let link = kernel.link(false);
+    let hello = kernel.hello().await;
+    let worker = kernel.worker().await;
+    let code = "for i in range(400): display({'text/plain': 'x' * 1_000_000, 'n': i}, raw=True)";
+    kernel.send(execute("a", code)).await;
+    // At least the worker's `busy` has come.
+    kernel.next().await;
+    link.cut().await;
+    let state = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    eventually("the worker is stopped", || {
+        state(worker).contains("State:\tT")
+    })
+    .await;
+    let resident = state(hello.pid);
+    let resident = resident
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident: usize = resident
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(resident < 300 << 10, "{resident} kB");
+    let _link = kernel.link(true);
+    let mut count = 0;
+    loop {
+        let FromAgent::Received { parts, .. } = kernel.next().await else {
+            continue;
+        };
+        let (header, content) = (json_of(&parts[0]), json_of(&parts[3]));
+        match header["msg_type"].as_str().unwrap() {
+            "display_data" => {
+                assert_eq!(content["data"]["n"], count);
+                count += 1;
+            }
+            "status" if content["execution_state"] == "idle" && count > 0 => break,
+            _ => {}
+        }
+    }
+    assert_eq!(count, 400);
+    kernel.end(&hello).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_is_stopped_for_its_output_can_be_interrupted() {
+    let mut kernel = Kernel::new(60);
+    let _link = kernel.link(false);
+    let hello = kernel.hello().await;
+    let worker = kernel.worker().await;
+    kernel
+        .send(execute("a", "while True: display('x' * 1_000_000)"))
+        .await;
+    // Nobody receives.
+    let state = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    eventually("the worker is stopped", || {
+        state(worker).contains("State:\tT")
+    })
+    .await;
+    kernel.send(ToAgent::Interrupt { worker: WORKER }).await;
+    loop {
+        let FromAgent::Received { channel, parts, .. } = kernel.next().await else {
+            continue;
+        };
+        if channel == Channel::Shell && json_of(&parts[1])["msg_id"] == "a" {
+            assert_eq!(json_of(&parts[3])["ename"], "KeyboardInterrupt");
+            break;
+        }
+    }
     kernel.end(&hello).await;
 }
 

@@ -100,8 +100,9 @@ fn secret(byte: u8) -> Secret {
     Secret::new([byte; 32])
 }
 
-/// Something between an agent and a door: passes on what comes from the door, up to so many bytes, and keeps all it saw.
-async fn between(door: SocketAddr, limit: usize) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+/// Something between an agent and a door: passes on what comes from the door, up to so many bytes, and keeps all it saw;
+/// and so many bytes of what the agent says, after which it hangs.
+async fn between(door: SocketAddr, limit: usize, hang: u64) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -109,10 +110,14 @@ async fn between(door: SocketAddr, limit: usize) -> (SocketAddr, Arc<Mutex<Vec<u
     tokio::spawn(async move {
         let (visitor, _) = listener.accept().await.unwrap();
         let door = TcpStream::connect(door).await.unwrap();
-        let (mut from_visitor, mut to_visitor) = visitor.into_split();
+        let (from_visitor, mut to_visitor) = visitor.into_split();
         let (mut from_door, mut to_door) = door.into_split();
         let asking = tokio::spawn(async move {
-            let _ = tokio::io::copy(&mut from_visitor, &mut to_door).await;
+            let mut some = from_visitor.take(hang);
+            let _ = tokio::io::copy(&mut some, &mut to_door).await;
+            if some.limit() == 0 {
+                std::future::pending::<()>().await;
+            }
         });
         let (mut passed, mut buffer) = (0, vec![0; 1 << 16]);
         while passed < limit {
@@ -226,7 +231,7 @@ async fn a_cut_pull_leaves_nothing_and_may_be_tried_again() {
     let door = there.door(&secret(1)).await;
     let content = content(20_000_000);
     there.put(1, &content).await;
-    let (cut, _) = between(door[0], 5_000_000).await;
+    let (cut, _) = between(door[0], 5_000_000, u64::MAX).await;
     here.pull(1, content.len(), &[cut], &secret(1)).await;
     let (reason, reached) = here.failure().await;
     assert!(reached, "{reason}");
@@ -243,13 +248,29 @@ async fn a_cut_push_leaves_nothing_and_may_come_another_way() {
     let content = content(20_000_000);
     here.put(1, &content).await;
     // What the door says is cut after its greeting and its first answer.
-    let (cut, _) = between(door[0], 49).await;
+    let (cut, _) = between(door[0], 49, u64::MAX).await;
     here.push(1, &[cut], &secret(1)).await;
     assert!(here.failure().await.1);
-    eventually("the part of it is removed", || there.values() == 0).await;
+    // Whether the other agent has noticed or not, what the kernel sends counts.
     give(&there.connection, 1, &content).await;
     assert_eq!(there.next().await, FromAgent::Stored { transfer: 1 });
     assert!(there.has(1, &content));
+}
+
+#[tokio::test]
+async fn a_push_that_hangs_gives_way_to_what_the_kernel_sends() {
+    let (mut here, mut there) = (Side::start().await, Side::start().await);
+    let door = there.door(&secret(1)).await;
+    let content = content(20_000_000);
+    here.put(1, &content).await;
+    let (hangs, _) = between(door[0], usize::MAX, 5_000_000).await;
+    here.push(1, &[hangs], &secret(1)).await;
+    let part = Path::new(&there.hello.segment_dir).join("1");
+    eventually("it is begun", || part.exists()).await;
+    give(&there.connection, 1, &content).await;
+    assert_eq!(there.next().await, FromAgent::Stored { transfer: 1 });
+    assert!(there.has(1, &content));
+    assert!(here.failure().await.1);
 }
 
 #[tokio::test]
@@ -259,7 +280,7 @@ async fn nobody_between_two_agents_can_read_a_value() {
     let mark = b"what only the user may read";
     let content = Bytes::from(mark.repeat(10_000));
     there.put(1, &content).await;
-    let (address, seen) = between(door[0], usize::MAX).await;
+    let (address, seen) = between(door[0], usize::MAX, u64::MAX).await;
     here.pull(1, content.len(), &[address], &secret(1)).await;
     assert_eq!(here.next().await, FromAgent::Stored { transfer: 1 });
     assert!(here.has(1, &content));
