@@ -31,6 +31,8 @@ pub struct Conversation {
     pub ours: Uuid,
     /// The other end, if it has ever greeted. Never nil.
     pub theirs: Option<Uuid>,
+    /// Counts the byte streams that the end that greets was given, from 1.
+    pub stream: u64,
     /// How many frames that count have been received.
     pub received: u64,
     /// The number of the first frame that can still be sent again.
@@ -40,12 +42,13 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    const LENGTH: usize = 16 + 16 + 16 + 8 + 8 + 8;
+    const LENGTH: usize = 3 * 16 + 4 * 8;
 
     fn write(&self, out: &mut Vec<u8>) {
         out.put_slice(&self.id);
         out.put_slice(self.ours.as_bytes());
         out.put_slice(self.theirs.unwrap_or_default().as_bytes());
+        out.put_u64(self.stream);
         out.put_u64(self.received);
         out.put_u64(self.kept);
         out.put_u64(self.sent);
@@ -60,6 +63,7 @@ impl Conversation {
             id,
             ours,
             theirs: (!theirs.is_nil()).then_some(theirs),
+            stream: source.get_u64(),
             received: source.get_u64(),
             kept: source.get_u64(),
             sent: source.get_u64(),

@@ -22,8 +22,11 @@ use crate::squeeze::{Squeezer, Unsqueezer};
 /// How long nothing may come from the other side, unless the caller says otherwise.
 const SILENCE: Duration = Duration::from_secs(8);
 
-/// How long the other side has for its greeting: it may have to start first.
-const GREETING: Duration = Duration::from_secs(30);
+/// How long the other side has for its first greeting: it may have to start, and a login shell before it.
+const FIRST_GREETING: Duration = Duration::from_secs(60);
+
+/// How long it has for each after that.
+const GREETING: Duration = Duration::from_secs(20);
 
 /// After the end, how long the other side has to close the byte stream.
 const LINGER: Duration = Duration::from_secs(1);
@@ -72,8 +75,8 @@ impl Line {
         }
     }
 
-    /// How long nothing at all may come from the other side, instead of 8 s. Both sides ask for a sign of life four
-    /// times as often, at least every 2 s, so both should be given about the same.
+    /// How long nothing at all may come from the other side, instead of 8 s. It is asked for a sign of life four times as
+    /// often, at least every 2 s.
     #[must_use]
     pub fn with_silence(mut self, limit: Duration) -> Self {
         self.silence = limit;
@@ -166,11 +169,15 @@ impl Line {
         W: AsyncWrite + Unpin,
     {
         let shared = &*self.held.0;
-        let greeted = timeout(GREETING, greet(&mut reader, &mut writer, Some(greeting)));
+        let limit = match greeting.theirs {
+            None => FIRST_GREETING,
+            Some(_) => GREETING,
+        };
+        let greeted = timeout(limit, greet(&mut reader, &mut writer, Some(greeting)));
         let Greeted {
             conversation,
             beyond,
-        } = greeted.await.map_err(|_| silent(GREETING))??;
+        } = greeted.await.map_err(|_| silent(limit))??;
         {
             let mut guard = current(shared, stream)?;
             let state = &mut *guard;

@@ -4,8 +4,9 @@
 //! its rate times the round trip without queues plus [`QUEUE`], measured from acknowledgements, as BBR does
 //! (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14(5), 2016): the rate is the largest of
 //! the last rounds, the round trip the smallest of the last ten seconds, looked for with the link nearly empty if it
-//! was not seen by itself. Nor is it given all at once after a pause, but as it can send it. The end of the first ramp, and forgetting old rates when the queue is long, go by
-//! delay, as in HyStart++ (RFC 9406) and LEDBAT (RFC 6817).
+//! was not seen by itself. After a pause it is not given a whole window at once, but over a round trip. The end of
+//! the first ramp, and forgetting old rates when the queue is long, go by delay, as in HyStart++ (RFC 9406) and
+//! LEDBAT (RFC 6817).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -29,14 +30,8 @@ const ROUND: Duration = Duration::from_millis(20);
 /// Of so many rounds, the fastest counts.
 const ROUNDS: usize = 8;
 
-/// With nothing on its way for longer than this, there was nothing to send.
-const IDLE: Duration = Duration::from_millis(1);
-
 /// While the ramp lasts, so many round trips' worth may be on its way. It doubles every two round trips or faster.
 const RAMP: u32 = 3;
-
-/// So much faster than the measured rate is tried, so that a faster link is noticed.
-const HEADROOM: f64 = 1.25;
 
 /// A smallest round trip older than this is looked for again.
 const BASE_AGE: Duration = Duration::from_secs(10);
@@ -49,11 +44,12 @@ const SLOW: f64 = 150e6;
 pub struct Pace {
     in_flight: usize,
     delivered: u64,
-    last_acked: Instant,
+    /// Nothing is on its way, because there was nothing to send.
+    idle: bool,
     window: usize,
-    /// The window by the time that it is for: bytes a second.
+    /// No more than a window is sent in the shortest round trip: bytes a second.
     speed: f64,
-    /// When the link will have sent what it was given.
+    /// When what was sent is as much as that speed allows.
     drained: Instant,
     /// The smallest round trip, and when it was seen.
     base: Option<(Duration, Instant)>,
@@ -91,7 +87,7 @@ impl Pace {
         Self {
             in_flight: 0,
             delivered: 0,
-            last_acked: now,
+            idle: true,
             window: LEAST,
             speed: f64::INFINITY,
             drained: now,
@@ -128,6 +124,11 @@ impl Pace {
         self.round.full = true;
     }
 
+    /// There is nothing to send.
+    pub fn was_empty(&mut self) {
+        self.idle = self.in_flight == 0;
+    }
+
     /// Whether the link is slow and busy, so that compressing costs no time.
     pub fn is_worth_squeezing(&self) -> bool {
         let slow = self.rate().is_some_and(|rate| rate < SLOW);
@@ -136,7 +137,7 @@ impl Pace {
 
     /// Bytes have been sent.
     pub fn sent(&mut self, wire: usize, now: Instant) {
-        if self.in_flight == 0 && now - self.last_acked > IDLE {
+        if std::mem::take(&mut self.idle) {
             self.round = Round::new(now, self.delivered);
         }
         self.in_flight += wire;
@@ -160,7 +161,6 @@ impl Pace {
     pub fn acked(&mut self, wire: usize, sent: Instant, now: Instant) {
         self.in_flight = self.in_flight.saturating_sub(wire);
         self.delivered += wire as u64;
-        self.last_acked = now;
         let round_trip = now - sent;
         self.round_trip(round_trip, now);
         self.round.least = Some(
@@ -194,6 +194,8 @@ impl Pace {
                 self.probe = Some(Probe::Since(now));
             }
             Some(Probe::Since(start)) if sent >= start => {
+                // What was taken for a queue is the path, which became longer: what the link can do is found anew.
+                self.ramping |= self.base.is_some_and(|(base, _)| round_trip > base + QUEUE);
                 self.base = Some((round_trip, now));
                 self.probe = None;
             }
@@ -225,18 +227,13 @@ impl Pace {
         let window = self.rate().unwrap_or_default() * span.as_secs_f64();
         // The cast saturates.
         self.window = (window as usize).clamp(LEAST, MOST);
-        self.speed = self.window as f64 / span.as_secs_f64();
+        self.speed = self.window as f64 / base.as_secs_f64();
         self.round = Round::new(now, self.delivered);
     }
 
-    /// How long the link takes for so many bytes, or less: faster than that is never tried.
+    /// How long sending so many bytes takes.
     fn time_of(&self, bytes: usize) -> Duration {
-        let headroom = if self.ramping {
-            f64::from(RAMP)
-        } else {
-            HEADROOM
-        };
-        Duration::try_from_secs_f64(bytes as f64 / (self.speed * headroom)).unwrap_or_default()
+        Duration::try_from_secs_f64(bytes as f64 / self.speed).unwrap_or_default()
     }
 
     /// Bytes a second.
@@ -340,9 +337,9 @@ mod tests {
                 // The least window, or what is meant; and some chunks' time for what is not exact.
                 let time_of = |bytes: usize| SECOND.mul_f64(bytes as f64 / rate);
                 let queue = QUEUE.max(time_of(LEAST)) + time_of(4 * CHUNK) + QUEUE / 4;
-                // While a link fills that was empty, the headroom adds up.
+                // A link that was empty is filled faster than it sends.
                 assert!(
-                    worst < 5 * link.base / 4 + queue,
+                    worst < link.base + QUEUE + queue,
                     "{rate} {base}: {worst:?} later"
                 );
                 assert!(reached > 0.9 * rate, "{rate} {base}: {reached}");
@@ -379,6 +376,6 @@ mod tests {
         link.run(25 * SECOND);
         let (worst, reached) = link.run(20 * SECOND);
         assert!(reached > 0.85 * link.rate, "{reached}");
-        assert!(worst < 5 * link.base / 4 + 2 * QUEUE, "{worst:?}");
+        assert!(worst < link.base + 3 * QUEUE, "{worst:?}");
     }
 }

@@ -38,6 +38,8 @@ pub struct Resume {
     theirs: Option<Uuid>,
     /// Counts byte streams; a stream with a lower number than this is dead.
     stream: u64,
+    /// The other end's number of the last byte stream on which both agreed.
+    their_stream: u64,
     /// Ends the byte stream that is in use when it is dropped.
     stop: Option<oneshot::Sender<()>>,
     up: watch::Sender<bool>,
@@ -91,6 +93,7 @@ impl Resume {
             ours: Uuid::new_v4(),
             theirs: None,
             stream: 0,
+            their_stream: 0,
             stop: None,
             up: watch::Sender::new(false),
             kept: Kept::default(),
@@ -128,6 +131,7 @@ impl Resume {
             id: self.id,
             ours: self.ours,
             theirs: self.theirs,
+            stream: self.stream,
             received: self.received,
             kept: self.kept.first(),
             sent: self.kept.next(),
@@ -168,12 +172,17 @@ impl Resume {
         }
         let knows_us = greeting.theirs.is_none_or(|ours| ours == self.ours);
         let known = self.theirs.is_none_or(|theirs| theirs == greeting.ours);
+        if knows_us && known && greeting.stream <= self.their_stream {
+            // An old greeting that was long on its way: what it says no longer holds.
+            return Err(WireError::Replaced);
+        }
         let fits = (greeting.kept..=greeting.sent).contains(&self.received)
             && self.kept.fits(greeting.received);
         if !(knows_us && known && fits) {
             return Err(WireError::Forgotten);
         }
         self.theirs = Some(greeting.ours);
+        self.their_stream = greeting.stream;
         self.kept.ack(greeting.received)?;
         while let Some(frame) = self.kept.pop() {
             match frame {
@@ -334,7 +343,10 @@ impl Resume {
                 self.finish = Some(self.keep(Numbered::Finish, HEAD, now));
                 Some(Next::Send(Frame::Finish))
             }
-            Pick::Nothing => None,
+            Pick::Nothing => {
+                self.pace.was_empty();
+                None
+            }
         }
     }
 

@@ -59,9 +59,7 @@ impl Squeezer {
         };
         // Where the result does not fit, zstd gives up: it was not worth it.
         let mut squeezed = Vec::with_capacity(chunk.len() * WORTH_EIGHTHS / 8);
-        compressor
-            .compress_to_buffer(&**chunk, &mut squeezed)
-            .ok()?;
+        compressor.compress_to_buffer(chunk, &mut squeezed).ok()?;
         Some(squeezed.into())
     }
 }

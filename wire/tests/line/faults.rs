@@ -7,7 +7,7 @@ use cellferry_wire::protocol::{FromAgent, ToAgent};
 use cellferry_wire::{Connection, WireError};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::link::{Link, Way};
 use crate::{conversation, interrupt, noise, run, shell};
@@ -24,11 +24,7 @@ fn an_idle_link_is_not_silent_and_nearly_free() {
         let up = left.up();
         assert!(!*up.borrow());
         let both = async { tokio::join!(left.carry(a.0, a.1), right.carry(b.0, b.1)) };
-        assert!(
-            tokio::time::timeout(Duration::from_secs(60), both)
-                .await
-                .is_err()
-        );
+        assert!(timeout(Duration::from_secs(60), both).await.is_err());
         let passed = link.passed[0].load(std::sync::atomic::Ordering::Relaxed);
         assert!(passed < 1500, "{passed} bytes in a minute");
         let round_trip = left.rtt().unwrap().as_millis();
@@ -50,7 +46,7 @@ fn a_link_that_falls_silent_is_found() {
                 freeze: Some(bytes),
                 ..Way::default()
             };
-            let (_link, a, b) = Link::new(frozen(1000), frozen(100), 100);
+            let (_link, a, b) = Link::new(frozen(1000), frozen(110), 100);
             // Far more than goes through: the writer is stuck, too.
             kernel.sender.queue(shell(1, vec![noise(1 << 20, 1)]));
             let up = left.up();
@@ -114,6 +110,54 @@ fn a_second_byte_stream_replaces_the_first() {
         );
         assert!(start.elapsed() < Duration::from_millis(100));
         assert!(*left.up().borrow());
+    });
+}
+
+#[test]
+fn a_greeting_that_comes_late_changes_nothing() {
+    run(async {
+        let ((kernel, left), (mut agent, right)) = conversation();
+        let mut got = Vec::new();
+        let mut late = Vec::new();
+        for round in 0..4 {
+            if round == 1 {
+                // A byte stream on which the kernel greets and nobody answers, for now.
+                let (near, mut far) = tokio::io::duplex(1000);
+                let (reader, writer) = tokio::io::split(near);
+                let carrying = left.carry(reader, writer);
+                assert!(timeout(Duration::from_secs(1), carrying).await.is_err());
+                far.read_to_end(&mut late).await.unwrap();
+            }
+            if round == 3 {
+                let (mut near, far) = tokio::io::duplex(1000);
+                near.write_all(&late).await.unwrap();
+                let (reader, writer) = tokio::io::split(far);
+                let outcome = right.carry(reader, writer).await;
+                assert!(matches!(outcome, Err(WireError::Replaced)), "{outcome:?}");
+            }
+            let (link, a, b) = Link::new(Way::default(), Way::default(), 1000);
+            for index in 0..5 {
+                kernel.sender.queue(interrupt(10 * round + index));
+            }
+            let receive = async {
+                // The last is on its way when the link is cut.
+                while got.len() < 5 * round as usize + 4 {
+                    got.push(agent.receiver.recv().await.unwrap().unwrap());
+                }
+                link.cut();
+            };
+            let _ = tokio::join!(left.carry(a.0, a.1), right.carry(b.0, b.1), receive);
+        }
+        let (_link, a, b) = Link::new(Way::default(), Way::default(), 1000);
+        kernel.sender.finish();
+        agent.sender.finish();
+        let (a, b) = tokio::join!(left.carry(a.0, a.1), right.carry(b.0, b.1));
+        assert!(a.is_ok() && b.is_ok());
+        while let Some(message) = agent.receiver.recv().await {
+            got.push(message.unwrap());
+        }
+        let all = (0..4).flat_map(|round| (0..5).map(move |index| interrupt(10 * round + index)));
+        assert_eq!(got, all.collect::<Vec<_>>());
     });
 }
 
@@ -222,7 +266,9 @@ async fn hear(bytes: &[u8]) -> (Result<(), WireError>, Option<Result<FromAgent, 
     let mut greeting =
         b"Last login: today\n\0cellferry\n\0\0\0\x02\x01x\x01a conversation 1".to_vec();
     greeting.extend_from_slice(&[7; 16]);
-    greeting.extend_from_slice(&[0; 16 + 3 * 8]);
+    greeting.extend_from_slice(&[0; 16]);
+    greeting.extend_from_slice(&1_u64.to_be_bytes());
+    greeting.extend_from_slice(&[0; 3 * 8]);
     greeting.extend_from_slice(bytes);
     far.write_all(&greeting).await.unwrap();
     let outcome = tokio::join!(left.carry(reader, writer), async {

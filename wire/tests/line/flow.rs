@@ -41,7 +41,7 @@ fn talk(way: Way) -> (Kernel, Agent, Link) {
 struct Delays(Vec<Duration>);
 
 impl Delays {
-    fn add(&mut self, sent: &mut Vec<Instant>, index: u32) {
+    fn add(&mut self, sent: &[Instant], index: u32) {
         self.0.push(sent[index as usize].elapsed());
     }
 
@@ -78,7 +78,7 @@ fn interrupts_and_output_overtake_a_transfer_on_a_slow_link() {
             tokio::select! {
                 message = agent.receiver.recv() => match message.unwrap().unwrap() {
                     ToAgent::Interrupt { worker: WorkerId(index) } => {
-                        interrupts.add(&mut sent.lock().unwrap(), index);
+                        interrupts.add(&sent.lock().unwrap(), index);
                         echo.queue(output(index, Vec::new()));
                     }
                     ToAgent::Send { worker: WorkerId(1), parts, .. } => {
@@ -87,13 +87,13 @@ fn interrupts_and_output_overtake_a_transfer_on_a_slow_link() {
                     }
                     ToAgent::Send { parts, .. } => {
                         let index = u32::from_be_bytes(parts[0][..].try_into().unwrap());
-                        outputs.add(&mut sent.lock().unwrap(), index);
+                        outputs.add(&sent.lock().unwrap(), index);
                     }
                     other => panic!("{other:?}"),
                 },
                 message = kernel.receiver.recv() => match message.unwrap().unwrap() {
                     FromAgent::Received { worker: WorkerId(index), channel: Channel::Iopub, .. } => {
-                        echoes.add(&mut sent.lock().unwrap(), index);
+                        echoes.add(&sent.lock().unwrap(), index);
                     }
                     other => panic!("{other:?}"),
                 },

@@ -1,5 +1,7 @@
 //! Conversations over byte streams that are cut, frozen, slow or far.
 
+#![allow(clippy::unwrap_used)]
+
 mod faults;
 mod flow;
 mod link;
