@@ -5,11 +5,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use cellferry_wire::protocol::{FromAgent, ToAgent};
-use cellferry_wire::{Connection, Line, Receiver, Sender};
+use cellferry_wire::{Connection, Line, Receiver};
 use nix::unistd::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::AgentError;
@@ -40,7 +41,9 @@ where
             _ = signals.hang_up.recv() => {}
         }
     };
-    served.until(connection, ending).await;
+    served
+        .until(connection, ending, std::future::ready(()))
+        .await;
     Ok(())
 }
 
@@ -59,7 +62,7 @@ pub async fn stay(
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let (connection, line) = Connection::resumable(conversation);
     let up = line.up();
-    let carrying = tokio::spawn(carry(listener, line));
+    let mut carrying = tokio::spawn(carry(listener, line));
     let ending = async {
         tokio::select! {
             // Not by a hang-up: a login that ends is what this agent is there to outlive.
@@ -67,16 +70,33 @@ pub async fn stay(
             () = forsaken(up, patience) => tracing::warn!("no link for {} s", patience.as_secs()),
         }
     };
-    served.until(connection, ending).await;
+    let over = async {
+        let _ = (&mut carrying).await;
+    };
+    served.until(connection, ending, over).await;
     carrying.abort();
     Ok(())
 }
 
-/// Carries the conversation over each byte stream that comes; a newer one replaces the one in use.
+/// Carries the conversation over each byte stream that comes, until it is over; a newer one replaces the one in use.
 async fn carry(listener: tokio::net::UnixListener, line: Line) {
-    let mut streams = tokio::task::JoinSet::new();
+    let mut streams = JoinSet::new();
     loop {
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(ended) = streams.join_next() => match ended {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => {
+                    tracing::info!("a link ended: {error}");
+                    continue;
+                }
+                Err(error) => {
+                    tracing::error!("a link failed: {error}");
+                    continue;
+                }
+            },
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!("cannot accept a link: {error}");
@@ -91,11 +111,8 @@ async fn carry(listener: tokio::net::UnixListener, line: Line) {
         let line = line.clone();
         streams.spawn(async move {
             let (reader, writer) = stream.into_split();
-            if let Err(error) = line.carry(reader, writer).await {
-                tracing::info!("a link ended: {error}");
-            }
+            line.carry(reader, writer).await
         });
-        while streams.try_join_next().is_some() {}
     }
 }
 
@@ -127,11 +144,13 @@ impl Served {
         })
     }
 
-    /// Serves until the kernel or `ending` ends it, and leaves nothing.
+    /// Serves until the kernel or `ending` ends it, and leaves nothing. When all has been said and heard, the connection is
+    /// `over`.
     async fn until(
         self,
         connection: Connection<FromAgent, ToAgent>,
         ending: impl Future<Output = ()>,
+        over: impl Future<Output = ()>,
     ) {
         let Connection {
             sender,
@@ -146,17 +165,17 @@ impl Served {
         }
         agent.shutdown().await;
         // A kernel that does not read any more must not keep the agent.
-        let _ = timeout(FAREWELL, farewell(&sender)).await;
+        let farewell = async {
+            sender.finish();
+            sender.closed().await;
+            over.await;
+        };
+        let _ = timeout(FAREWELL, farewell).await;
         // The guard ends what is left of the workers, so the notes about them go after it.
         drop(self.guard);
         drop(self.run_dir);
         drop(self.segments);
     }
-}
-
-async fn farewell(sender: &Sender<FromAgent>) {
-    sender.finish();
-    sender.closed().await;
 }
 
 /// Does what the kernel asks until it asks for the end, or says nothing any more.

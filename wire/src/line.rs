@@ -75,8 +75,8 @@ impl Line {
         }
     }
 
-    /// How long nothing at all may come from the other side, instead of 8 s. Both sides ask for a sign of life four
-    /// times as often, at least every 2 s, so both should be given about the same.
+    /// How long nothing at all may come from the other side, instead of 8 s. It is asked for a sign of life four times as
+    /// often, at least every 2 s.
     #[must_use]
     pub fn with_silence(mut self, limit: Duration) -> Self {
         self.silence = limit;

@@ -4,8 +4,9 @@
 //! its rate times the round trip without queues plus [`QUEUE`], measured from acknowledgements, as BBR does
 //! (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14(5), 2016): the rate is the largest of
 //! the last rounds, the round trip the smallest of the last ten seconds, looked for with the link nearly empty if it
-//! was not seen by itself. After a pause it is not given a whole window at once, but over a round trip. The end of the first ramp, and forgetting old rates when the queue is long, go by
-//! delay, as in HyStart++ (RFC 9406) and LEDBAT (RFC 6817).
+//! was not seen by itself. After a pause it is not given a whole window at once, but over a round trip. The end of
+//! the first ramp, and forgetting old rates when the queue is long, go by delay, as in HyStart++ (RFC 9406) and
+//! LEDBAT (RFC 6817).
 
 use std::collections::VecDeque;
 use std::time::Duration;

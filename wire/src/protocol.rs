@@ -122,7 +122,8 @@ pub enum ToAgent {
     /// End all workers and the agent.
     Shutdown,
     /// Make room for a value; its [`Data`](Self::Data) follows. Answered by [`FromAgent::Stored`] once all of it is
-    /// there, or by [`FromAgent::TransferFailed`], after which what still comes of it is ignored.
+    /// there, or by [`FromAgent::TransferFailed`], after which what still comes of it is ignored. It takes the place of
+    /// what another agent has brought, or is bringing, under this number.
     Receive {
         /// Its transfer.
         transfer: u64,

@@ -90,6 +90,17 @@ impl Kernel {
         }
     }
 
+    /// Waits until the worker has begun with a cell.
+    async fn begun(&mut self, id: &str) {
+        loop {
+            if let FromAgent::Received { parts, .. } = self.next().await
+                && json_of(&parts[1])["msg_id"] == id
+            {
+                return;
+            }
+        }
+    }
+
     /// What a cell prints, until its idle.
     async fn printed(&mut self, id: &str) -> String {
         let mut printed = String::new();
@@ -113,6 +124,7 @@ impl Kernel {
     /// Asks the agent to end, and waits until nothing of it is left.
     async fn end(self, hello: &Hello) {
         self.send(ToAgent::Shutdown).await;
+        self.connection.sender.finish();
         gone(hello).await;
     }
 }
@@ -247,8 +259,7 @@ async fn output_without_a_link_stops_the_worker_before_it_fills_the_memory_and_n
     let worker = kernel.worker().await;
     let code = "for i in range(400): display({'text/plain': 'x' * 1_000_000, 'n': i}, raw=True)";
     kernel.send(execute("a", code)).await;
-    // At least the worker's `busy` has come.
-    kernel.next().await;
+    kernel.begun("a").await;
     link.cut().await;
     let state = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     eventually("the worker is stopped", || {
