@@ -90,6 +90,7 @@ pub fn execute_parts(
         "cellferry".to_owned(),
         json!({
             "count": orders.count, "actions": actions, "touched": orders.touched, "watched": orders.watched,
+            "steady": orders.steady,
             "keep": orders.keep, "unbound": orders.unbound, "run": run.0,
             "seeds": orders.seeds,
         }),

@@ -307,6 +307,8 @@ pub struct Orders {
     pub seeds: bool,
     /// Names of values to be compared with what they are after the run.
     pub watched: BTreeSet<Name>,
+    /// More of them; whoever cannot be compared without running code of the user's counts as changed.
+    pub steady: BTreeSet<Name>,
     /// Cells that ran elsewhere since the last one here: for `In` and the history.
     pub inputs: Vec<(u32, Arc<str>)>,
     /// Whether the cell runs only to make again what it made: nobody can answer it, and it is no part of the history.

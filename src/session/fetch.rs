@@ -13,7 +13,7 @@ use crate::name::Name;
 /// Values up to this size, in bytes, are compared before and after a run whenever others have them, too: it costs
 /// less than carrying them again. Larger ones only if somebody waits for them.
 const SMALL: u64 = 16 << 20;
-/// Values up to this size, in bytes, are compared before and after every step.
+/// Values up to this size, in bytes, are compared before and after every step, if nobody can notice.
 const CHEAP: u64 = 1 << 20;
 
 /// What is worked out before a run is moved on.
@@ -27,6 +27,8 @@ struct Prepared {
     also_elsewhere: BTreeSet<Name>,
     /// Of those: to be compared with what they were.
     watched: BTreeSet<Name>,
+    /// Of those: to be compared, too, if it takes no code of the user's.
+    steady: BTreeSet<Name>,
 }
 
 impl Session {
@@ -156,7 +158,7 @@ impl Session {
         }
         let changeable = view.changeable(&plan.touched);
         let (mut only_here, mut also_elsewhere) = (BTreeSet::new(), BTreeSet::new());
-        let mut watched = BTreeSet::new();
+        let (mut watched, mut steady) = (BTreeSet::new(), BTreeSet::new());
         for name in &changeable {
             let (here, elsewhere) = self.places(&view, worker, name);
             match (here, elsewhere) {
@@ -170,12 +172,14 @@ impl Session {
                         || self.is_wanted(name, run.seq, target))
             };
             // What is known not to have changed need not be made again by this run if it gets lost.
-            let steady = || run.cell.access.is_step && self.ledger.size(&view, name) <= CHEAP;
-            if run.unseen.is_none()
-                && !run.cell.access.writes.contains(name)
-                && (self.is_used(name, run.seq) || shared() || steady())
-            {
+            let cheap = || run.cell.access.is_step && self.ledger.size(&view, name) <= CHEAP;
+            if run.unseen.is_some() || run.cell.access.writes.contains(name) {
+                continue;
+            }
+            if self.is_used(name, run.seq) || shared() {
                 watched.insert(name.clone());
+            } else if cheap() {
+                steady.insert(name.clone());
             }
         }
         Some(Prepared {
@@ -184,6 +188,7 @@ impl Session {
             only_here,
             also_elsewhere,
             watched,
+            steady,
         })
     }
 
@@ -293,6 +298,7 @@ impl Session {
             only_here,
             also_elsewhere,
             watched,
+            steady,
             ..
         } = prepared;
         let seq = run.seq;
@@ -335,7 +341,7 @@ impl Session {
                 !watched.contains(name) && !keep.as_ref().is_some_and(|keep| keep.contains(name))
             })
             .collect();
-        running.watched.clone_from(&watched);
+        running.compared = &watched | &steady;
         let orders = Orders {
             request: run.request.message.clone(),
             count,
@@ -349,6 +355,7 @@ impl Session {
             plan,
             keep,
             watched,
+            steady,
             inputs,
             unseen,
         };

@@ -57,7 +57,7 @@ impl Session {
             return self.prelude_failed(id, &failure);
         }
         let plan = std::mem::take(&mut running.plan);
-        let watched = std::mem::take(&mut running.watched);
+        let compared = std::mem::take(&mut running.compared);
         if run.unseen.is_some() {
             self.made_again(id, report, reply, &plan);
             return true;
@@ -83,7 +83,7 @@ impl Session {
                 bound: report.bound,
                 deleted: report.deleted,
                 seen: report.seen,
-                compared: &watched | &report.kept,
+                compared: &compared | &report.kept,
                 changed: changed.clone(),
                 restorable: ahead,
                 failed,

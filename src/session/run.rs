@@ -199,7 +199,7 @@ pub(super) struct Running {
     pub(super) worker: WorkerId,
     pub(super) plan: Plan,
     /// Names of values that are compared with what they were.
-    pub(super) watched: BTreeSet<Name>,
+    pub(super) compared: BTreeSet<Name>,
     /// Names of values that the run may change unseen.
     pub(super) uncertain: BTreeSet<Name>,
     pub(super) busy: bool,
@@ -219,7 +219,7 @@ impl Running {
         Self {
             worker,
             plan,
-            watched: BTreeSet::new(),
+            compared: BTreeSet::new(),
             uncertain: BTreeSet::new(),
             busy: false,
             interrupt: false,

@@ -249,7 +249,7 @@ def test_a_transfer_goes_on_after_a_cut(bed, hosts, kernel):
 def test_a_host_that_does_not_return_is_lost(bed, hosts, kernel):
     hosts.define("node1", patience="3s")
     kernel.run("import time\nx = 1", on("node1")).ok()
-    run = kernel.send("time.sleep(60)", on("node1"))
+    run = kernel.send("time.sleep(60)", on("node1", retry=0))
     kernel.read_until(lambda: run.of_type("execute_input"), 30)
     bed.fault("cut", "node1")
     kernel.finish(run, timeout=40)
@@ -260,7 +260,7 @@ def test_a_host_that_does_not_return_is_lost(bed, hosts, kernel):
 
 def test_a_killed_agent_is_told_and_replaced(bed, hosts, kernel):
     kernel.run("import time\nx = 5", on("node1")).ok()
-    run = kernel.send("print('go', flush=True)\ntime.sleep(60)", on("node1"))
+    run = kernel.send("print('go', flush=True)\ntime.sleep(60)", on("node1", retry=0))
     kernel.read_printed(run, "go")
     bed.on("node1", "pkill -9 -f 'cellferry-agent stay'")
     kernel.finish(run, timeout=40)

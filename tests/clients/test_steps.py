@@ -478,7 +478,7 @@ def test_options_in_the_source(start, targets, tmp_path):
         ("#| target: lfet", ["`lfet`", "`left`"]),
         ("#| tarqet: left", ["`tarqet`", "`target`"]),
         ("#| target: [left", ["target"]),
-        ("#| target: left\n#| retry: 2", ["retry", "not supported yet"]),
+        ("#| target: left\n#| cache: true", ["cache", "not supported yet"]),
     ):
         error = kernel.run(f"{source}\nopen('ran', 'w')").error
         assert all(word in error for word in words), error

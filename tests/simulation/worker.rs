@@ -268,7 +268,7 @@ impl Worker {
             says.push(Says::Began(run));
             says.push(Says::Shows(run, Said::Input(count)));
         }
-        let mut watched = self.watch(&orders.watched);
+        let mut watched = self.watch(&(&orders.watched | &orders.steady));
         if let Some(last) = self.kept.last().filter(|kept| kept.run == run) {
             watched.extend(last.watched.iter().cloned());
         }

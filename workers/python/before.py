@@ -42,19 +42,43 @@ def digest(names):
     return file.hash.digest()
 
 
-def watch(names):
-    """What the names are now, by group: for `changed`."""
-    names = [name for name in names if exists(name)]
+# Packages whose values pickle by no code of the user's.
+PLAIN = {"builtins", "collections", "copyreg", "datetime", "decimal", "fractions", "numpy", "pandas", "pathlib", "uuid"}
+
+
+class Plain(Pickler):
+    """Refuses whatever is not of these packages: only then can nobody tell that a value was looked at."""
+
+    def reducer_override(self, value):
+        named = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
+        module = getattr(value if named else type(value), "__module__", None)
+        if not isinstance(module, str) or module.split(".")[0] not in PLAIN:
+            raise pickle.PicklingError(module)
+        return super().reducer_override(value)
+
+
+def is_plain(value):
+    try:
+        Plain(Discard(), buffer_callback=lambda buffer: None).dump(value)
+    except Exception:
+        return False
+    return True
+
+
+def watch(names, steady=()):
+    """What the names are now, by group: for `changed`. Of the `steady` ones, only those that are plain."""
+    names = {name for name in names if exists(name)}
+    names = sorted(names | {name for name in steady if exists(name) and is_plain(value_of(name))})
     together = groups(names)
     alone = set(names).difference(*together)
     return [(group, {name: id(value_of(name)) for name in group}, digest(group))
             for group in [*together, *([name] for name in sorted(alone))]]
 
 
-def changed(watched, others, replaced=()):
+def changed(watched, steady, others, replaced=()):
     """Those of the watched names that are not what they were, or that now share an object with one of the others
     outside of their group, through which they could be changed later, or with what a name stood for that has been
-    `replaced` since: others may still refer to that."""
+    `replaced` since: others may still refer to that. For the sake of `steady` names nobody else's values are pickled."""
     found = set()
     for group, identities, before in watched:
         if not all(exists(name) for name in group) or before is None or digest(group) != before:
@@ -66,10 +90,12 @@ def changed(watched, others, replaced=()):
     groups = {name: group for group, _, _ in watched for name in group}
     held = {name: reach([name]) for name in groups if name not in found and may_share(value_of(name))}
     others = [name for name in {*others, *groups} if exists(name) and may_share(value_of(name))]
-    reached = [(other, reach([other])) for other in others] if held and len(others) > 1 else []
+    values = [(other, value_of(other)) for other in others] if held and len(others) > 1 else []
     if held:
-        reached += [(other, reach_of({other: value}, [other])) for other, value in replaced]
-    for other, reached_there in reached:
+        values += replaced
+    for other, value in values:
+        looked_at = not steady.issuperset(held) or is_plain(value)
+        reached_there = reach_of({other: value}, [other]) if looked_at else None
         for name, objects in held.items():
             if other in groups[name]:
                 continue

@@ -819,7 +819,8 @@ def execute(stream, ident, parent):
             failed = failure({"do": "keep", "names": order["keep"]}, error)
     if actions and not failed:
         failed = prelude(actions, [bytes(buffer) for buffer in parent.get("buffers", ())])
-    watched = watch(order.get("watched") or ()) if not failed else []
+    steady = frozenset(order.get("steady") or ())
+    watched = watch(order.get("watched") or (), steady) if not failed else []
     unbound = {}
     for name in order.get("unbound") or () if not failed else ():
         known.pop(name, None)
@@ -829,7 +830,7 @@ def execute(stream, ident, parent):
     touched = order.get("touched")
     values = [(name, namespace[name]) for name in touched or () if name in namespace and may_share(namespace[name])]
     values = values if watched or before else []
-    running.append((parent, failed, touched, before, watched, unbound, values, order.get("seeds"), time.perf_counter()))
+    running.append((parent, failed, touched, before, watched, steady, unbound, values, order.get("seeds"), time.perf_counter()))
     return None if failed else execute_request(stream, ident, parent)
 
 
@@ -840,7 +841,7 @@ def report():
             before.patient.end()
     after_request()
     while running:
-        parent, failed, touched, before, watched, unbound, values, seeds, started = running.pop()
+        parent, failed, touched, before, watched, steady, unbound, values, seeds, started = running.pop()
         seconds = time.perf_counter() - started
         if before:
             before.hold_history()
@@ -854,11 +855,12 @@ def report():
         seen = {name: described for name, described in seen.items() if not described["partial"]}
         kept = before.kept if before and not failed else []
         compared = [*watched, *(before.watched if kept else ())]
+        watched_names = {name for group, *_ in watched for name in group}
         others = {*bound, *(touched or ())} if compared else ()
         replaced = [(name, value) for name, value in values if namespace.get(name) is not value]
         content = {
             "bound": bound, "deleted": gone, "seen": seen, "failed": failed, "seconds": seconds,
-            "kept": kept, "changed": sorted(changed(compared, others, replaced)),
+            "kept": kept, "changed": sorted(changed(compared, steady, others, replaced) | (steady - watched_names)),
         }
         kernel.session.send(kernel.iopub_socket, "cellferry_report", content, parent=parent, ident=b"cellferry")
 

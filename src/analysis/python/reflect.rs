@@ -95,6 +95,11 @@ impl Walker<'_> {
                     "locals" | "vars" | "dir" if none && self.later.is_none() => {
                         self.dynamic(Dynamic::Namespace);
                     }
+                    "__import__"
+                        if arguments
+                            .args
+                            .first()
+                            .is_some_and(Expr::is_string_literal_expr) => {}
                     "exec" | "eval" | "compile" | "__import__" => self.dynamic(Dynamic::Code),
                     _ => {}
                 }
