@@ -3,6 +3,7 @@
 //! The agent is started if there is none. It is in a session of its own, and stays when this process and the login that
 //! started it go: the next `attach` finds it again.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::net::Shutdown;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
+use tokio::sync::mpsc;
 
 use crate::files::home;
 use crate::place::{Claim, Claimed, claim, find};
@@ -61,17 +63,29 @@ pub enum AttachError {
     Start(io::Error),
 }
 
+/// A process of ours on this machine that is found by a name, and serves those who connect to its socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Server<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What starts it, but for its directory, which comes last.
+    pub arguments: &'a [&'a OsStr],
+}
+
 impl Attachment {
     /// Of a conversation given as 32 hexadecimal digits, and seconds.
     pub fn new(conversation: &str, patience: &str) -> Option<Self> {
-        let digits = conversation.as_bytes();
-        let well_formed = digits.len() == 32 && digits.iter().all(u8::is_ascii_hexdigit);
-        let number = u128::from_str_radix(conversation, 16).ok()?;
-        let patience = Duration::from_secs(patience.parse().ok()?);
-        well_formed.then_some(Self {
-            conversation: number.to_be_bytes(),
-            patience,
+        Some(Self {
+            conversation: Self::conversation(conversation)?,
+            patience: Duration::from_secs(patience.parse().ok()?),
         })
+    }
+
+    /// A conversation's id, given as 32 hexadecimal digits.
+    pub fn conversation(digits: &str) -> Option<[u8; 16]> {
+        let well_formed = digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = u128::from_str_radix(digits, 16).ok()?;
+        well_formed.then_some(number.to_be_bytes())
     }
 
     fn name(&self) -> String {
@@ -84,10 +98,64 @@ impl Attachment {
     /// Finds the agent, or starts it unless it is to be there, and copies bytes both ways until either side ends.
     pub fn attach(&self, existing: bool) -> Result<(), AttachError> {
         let name = self.name();
+        let patience = self.patience.as_secs().to_string();
+        let words = ["stay", "--conversation", &name, "--patience", &patience];
+        let server = Server {
+            name: &name,
+            arguments: &words.map(OsStr::new),
+        };
+        server.attach(existing, |_| Ok(()))
+    }
+
+    /// `stay`: serves the conversation, as [`attach`](Self::attach) has prepared it in `directory`.
+    pub async fn stay(&self, directory: PathBuf) -> Result<(), AgentError> {
+        let (listener, lock) = inherited()?;
+        let (streams, links) = mpsc::channel(1);
+        let accepting = tokio::spawn(serve::accept(listener, streams));
+        let end = serve::stay(
+            links,
+            RunDir::given(directory),
+            self.conversation,
+            self.patience,
+            &mut serve::Signals::catch()?,
+            (OWN_PROGRAM.as_ref(), &["guard"]),
+            &mut std::future::pending::<()>(),
+        )
+        .await;
+        accepting.abort();
+        drop(lock);
+        end.map(drop)
+    }
+}
+
+/// What [`Server::attach`] gave to this process: the listening socket, and the lock on its directory.
+pub fn inherited() -> io::Result<(tokio::net::UnixListener, OwnedFd)> {
+    let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let lock = io::stdout().as_fd().try_clone_to_owned()?;
+    let nothing = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    nix::unistd::dup2_stdin(&nothing).map_err(io::Error::from)?;
+    nix::unistd::dup2_stdout(&nothing).map_err(io::Error::from)?;
+    listener.set_nonblocking(true)?;
+    Ok((tokio::net::UnixListener::from_std(listener)?, lock))
+}
+
+impl Server<'_> {
+    /// Finds the process, or starts it unless it is to be there; lets `greet` say what we want, and copies bytes both
+    /// ways between it and the standard streams until either side ends.
+    pub fn attach(
+        &self,
+        existing: bool,
+        greet: impl FnOnce(&UnixStream) -> io::Result<()>,
+    ) -> Result<(), AttachError> {
+        let name = self.name.to_owned();
         let begun = Instant::now();
         let mut started: Option<Log> = None;
         loop {
             if let Some(stream) = find(&name) {
+                greet(&stream).map_err(AttachError::Start)?;
                 let received = relay(&stream).map_err(AttachError::Start)?;
                 return match started {
                     Some(log) if received == 0 => Err(log.into_error()),
@@ -110,7 +178,7 @@ impl Attachment {
         }
     }
 
-    /// Starts the agent. It can be connected to at once.
+    /// Starts the process. It can be connected to at once.
     fn start(&self, claim: Claim) -> io::Result<Log> {
         let listener = claim.listen()?;
         let log = OpenOptions::new()
@@ -122,9 +190,7 @@ impl Attachment {
         let mut command = Command::new(OWN_PROGRAM);
         command
             .arg0("cellferry-agent")
-            .arg("stay")
-            .args(["--conversation", &self.name()])
-            .args(["--patience", &self.patience.as_secs().to_string()])
+            .args(self.arguments)
             .arg(&claim.path)
             // What the agent needs open goes by the standard streams, as with inetd.
             .stdin(OwnedFd::from(listener))
@@ -137,30 +203,6 @@ impl Attachment {
         }
         command.spawn()?;
         Ok(Log(log))
-    }
-
-    /// `stay`: serves the conversation, as [`attach`](Self::attach) has prepared it in `directory`.
-    ///
-    /// The listening socket is stdin, and stdout holds the lock on the directory.
-    pub async fn stay(&self, directory: PathBuf) -> Result<(), AgentError> {
-        let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
-        let lock = io::stdout().as_fd().try_clone_to_owned()?;
-        let nothing = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/null")?;
-        nix::unistd::dup2_stdin(&nothing).map_err(io::Error::from)?;
-        nix::unistd::dup2_stdout(&nothing).map_err(io::Error::from)?;
-        let served = serve::stay(
-            listener,
-            RunDir::given(directory),
-            self.conversation,
-            self.patience,
-            (OWN_PROGRAM.as_ref(), &["guard"]),
-        )
-        .await;
-        drop(lock);
-        served
     }
 }
 

@@ -3,9 +3,11 @@
 //! A worker is an ordinary Jupyter kernel. Its messages pass through as they are; the agent only
 //! checks and makes signatures. For `home` it runs inside the kernel's process ([`Agent::local`]), for other targets on
 //! the same machine as a program that speaks over stdin and stdout ([`serve`]). On another machine it is a program
-//! that outlives its links ([`attach`]).
+//! that outlives its links ([`attach`]), and on the nodes of a batch job one that is reached through the login node
+//! ([`allocation`]).
 
 mod agent;
+pub mod allocation;
 pub mod attach;
 mod brake;
 mod direct;

@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use cellferry_agent::attach::{AttachError, Attachment};
-use cellferry_agent::{OWN_PROGRAM, guard, serve};
+use cellferry_agent::allocation::{Allocation, gate, node, reach};
+use cellferry_agent::attach::{AttachError, Attachment, inherited};
+use cellferry_agent::{AgentError, OWN_PROGRAM, guard, serve};
 use cellferry_wire::{PROGRAM_VERSION, WIRE_VERSION};
 use tracing_subscriber::EnvFilter;
 
@@ -15,6 +17,12 @@ cellferry-agent                 serve the kernel over stdin and stdout, and end 
 cellferry-agent attach --conversation HEX32 --patience SECONDS [--existing]
                                 reach the agent of a conversation over stdin and stdout; unless it is to
                                 exist, start it. It stays for so long without a link
+cellferry-agent allocate DIRECTORY
+                                make the directory that the machines of a batch job share
+cellferry-agent reach --allocation DIRECTORY --node NUMBER --conversation HEX32 --patience SECONDS
+                                reach the agent of one of its nodes over stdin and stdout
+cellferry-agent node --allocation DIRECTORY --patience SECONDS
+                                be that agent, on the node of which $SLURM_NODEID is the number
 cellferry-agent check HASH      succeed if this program has this BLAKE3 hash
 cellferry-agent --version       print the version
 ";
@@ -73,6 +81,45 @@ fn main() -> ExitCode {
             Some(attachment) => run(attachment.stay(PathBuf::from(directory))),
             None => usage(),
         },
+        ["allocate", directory] => match Allocation::at(directory).make() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&format!("cannot make `{directory}`: {error}")),
+        },
+        [
+            "reach",
+            "--allocation",
+            directory,
+            "--node",
+            node,
+            "--conversation",
+            conversation,
+            "--patience",
+            patience,
+        ] => match (node.parse(), Attachment::new(conversation, patience)) {
+            (Ok(node), Some(Attachment { patience, .. })) => {
+                let reached = reach(&Allocation::at(directory), node, conversation, patience);
+                reached.map_or_else(|error| fail(&error.to_string()), |()| ExitCode::SUCCESS)
+            }
+            _ => usage(),
+        },
+        ["gate", "--allocation", directory, "--patience", patience, _] => match patience.parse() {
+            Ok(seconds) => run(serve_gate(
+                Allocation::at(directory),
+                Duration::from_secs(seconds),
+            )),
+            Err(_) => usage(),
+        },
+        ["node", "--allocation", directory, "--patience", patience] => {
+            let number = std::env::var("SLURM_NODEID").unwrap_or_else(|_| "0".to_owned());
+            match (number.parse(), patience.parse()) {
+                (Ok(number), Ok(seconds)) => run(node(
+                    Allocation::at(directory),
+                    number,
+                    Duration::from_secs(seconds),
+                )),
+                _ => usage(),
+            }
+        }
         ["check", hash] => match own_hash() {
             Ok(own) if own.eq_ignore_ascii_case(hash) => ExitCode::SUCCESS,
             Ok(own) => fail(&format!("this program has the hash {own}")),
@@ -102,6 +149,12 @@ fn run(serving: impl Future<Output = Result<(), cellferry_agent::AgentError>>) -
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),
     }
+}
+
+/// `gate`, as `reach` has started it.
+async fn serve_gate(allocation: Allocation, patience: Duration) -> Result<(), AgentError> {
+    let (callers, _lock) = inherited()?;
+    Ok(gate(&allocation, callers, patience).await?)
 }
 
 fn attach(attachment: &Attachment, existing: bool) -> ExitCode {

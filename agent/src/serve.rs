@@ -1,6 +1,5 @@
 //! An agent that is a process of its own: it serves one kernel, over one byte stream or over one after another.
 
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,8 +7,9 @@ use cellferry_wire::protocol::{FromAgent, ToAgent};
 use cellferry_wire::{Connection, Line, Receiver};
 use nix::unistd::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -47,27 +47,47 @@ where
     Ok(())
 }
 
-/// Serves a conversation over whatever byte streams `listener` accepts, one after another, until the kernel ends it,
-/// SIGTERM comes, or no stream has carried it for `patience`.
-pub async fn stay(
-    listener: UnixListener,
+/// Why an agent has stopped serving a conversation.
+#[derive(Debug)]
+pub enum End<T> {
+    /// The kernel asked it to.
+    Asked,
+    /// SIGTERM came.
+    Signal,
+    /// No stream has carried it for too long.
+    Forsaken,
+    /// The future that was given said so.
+    Other(T),
+}
+
+/// Serves a conversation over the byte streams that come, one after another, until the kernel ends it,
+/// SIGTERM comes, no stream has carried it for `patience`, or `other` is ready.
+pub async fn stay<S, T>(
+    links: mpsc::Receiver<S>,
     run_dir: RunDir,
     conversation: [u8; 16],
     patience: Duration,
+    signals: &mut Signals,
     guard: (&Path, &[&str]),
-) -> Result<(), AgentError> {
+    other: &mut (impl Future<Output = T> + Unpin),
+) -> Result<End<T>, AgentError>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
     let served = Served::prepare(run_dir, guard)?;
-    let mut signals = Signals::catch()?;
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::UnixListener::from_std(listener)?;
     let (connection, line) = Connection::resumable(conversation);
     let up = line.up();
-    let mut carrying = tokio::spawn(carry(listener, line));
+    let mut carrying = tokio::spawn(carry(links, line));
+    let mut end = End::Asked;
     let ending = async {
-        tokio::select! {
+        end = tokio::select! {
             // Not by a hang-up: a login that ends is what this agent is there to outlive.
-            _ = signals.terminate.recv() => {}
-            () = forsaken(up, patience) => tracing::warn!("no link for {} s", patience.as_secs()),
+            _ = signals.terminate.recv() => End::Signal,
+            () = forsaken(up, patience) => {
+                tracing::warn!("no link for {} s", patience.as_secs());
+                End::Forsaken
+            }
+            other = other => End::Other(other),
         }
     };
     let over = async {
@@ -75,15 +95,38 @@ pub async fn stay(
     };
     served.until(connection, ending, over).await;
     carrying.abort();
-    Ok(())
+    Ok(end)
+}
+
+/// Passes on each of our own user's connections.
+pub async fn accept(listener: UnixListener, streams: mpsc::Sender<UnixStream>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let is_own = stream
+                    .peer_cred()
+                    .is_ok_and(|peer| peer.uid() == geteuid().as_raw());
+                if is_own && streams.send(stream).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!("cannot accept a link: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
 }
 
 /// Carries the conversation over each byte stream that comes, until it is over; a newer one replaces the one in use.
-async fn carry(listener: tokio::net::UnixListener, line: Line) {
+async fn carry<S>(mut links: mpsc::Receiver<S>, line: Line)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
     let mut streams = JoinSet::new();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let stream = tokio::select! {
+            Some(stream) = links.recv() => stream,
             Some(ended) = streams.join_next() => match ended {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => {
@@ -95,22 +138,11 @@ async fn carry(listener: tokio::net::UnixListener, line: Line) {
                     continue;
                 }
             },
+            else => return,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!("cannot accept a link: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        match stream.peer_cred() {
-            Ok(peer) if peer.uid() == geteuid().as_raw() => {}
-            _ => continue,
-        }
         let line = line.clone();
         streams.spawn(async move {
-            let (reader, writer) = stream.into_split();
+            let (reader, writer) = tokio::io::split(stream);
             line.carry(reader, writer).await
         });
     }
@@ -193,18 +225,24 @@ async fn obey(agent: &mut Agent, receiver: &mut Receiver<ToAgent>) {
 }
 
 /// Signals that must not end the process as they come.
-struct Signals {
+pub struct Signals {
     terminate: Signal,
     hang_up: Signal,
     _interrupt: Signal,
 }
 
 impl Signals {
-    fn catch() -> std::io::Result<Self> {
+    /// From now on they do not.
+    pub fn catch() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             hang_up: signal(SignalKind::hangup())?,
             _interrupt: signal(SignalKind::interrupt())?,
         })
+    }
+
+    /// SIGTERM has come.
+    pub async fn end(&mut self) {
+        self.terminate.recv().await;
     }
 }

@@ -10,6 +10,7 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cellferry_wire::WIRE_VERSION;
@@ -19,7 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use snow::TransportState;
 use snow::resolvers::{DefaultResolver, FallbackResolver, RingResolver};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
 use crate::growing::Growing;
 use crate::tickets::Ticket;
@@ -55,16 +56,22 @@ const LOOK: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Greeted {
     stream: tokio::net::TcpStream,
+    keys: Keys,
+}
+
+/// What both sides encrypt with, and how often they have.
+#[derive(Debug)]
+struct Keys {
     noise: TransportState,
+    sent: u64,
+    received: u64,
 }
 
 /// A connection whose other side knows the secret. All it does may block.
 #[derive(Debug)]
 pub struct Channel {
     stream: TcpStream,
-    noise: TransportState,
-    sent: u64,
-    received: u64,
+    keys: Keys,
     /// Bytes that have come and are not decrypted yet: those from `begin` to `end`.
     coming: Vec<u8>,
     begin: usize,
@@ -96,7 +103,12 @@ const PROLOGUE: [u8; 18] = {
 };
 
 /// Greets a door. The other side has proved that it knows the secret once this returns.
-pub async fn initiate(mut stream: tokio::net::TcpStream, secret: &Secret) -> io::Result<Channel> {
+pub async fn initiate(stream: tokio::net::TcpStream, secret: &Secret) -> io::Result<Channel> {
+    Channel::new(greet(stream, secret).await?)
+}
+
+/// The same, for a connection that does not block.
+pub async fn greet(mut stream: tokio::net::TcpStream, secret: &Secret) -> io::Result<Greeted> {
     let mut noise = builder(secret)
         .and_then(snow::Builder::build_initiator)
         .map_err(broken)?;
@@ -105,8 +117,7 @@ pub async fn initiate(mut stream: tokio::net::TcpStream, secret: &Secret) -> io:
     stream.write_all(&greeting).await?;
     stream.read_exact(&mut greeting).await?;
     noise.read_message(&greeting, &mut []).map_err(broken)?;
-    let noise = noise.into_transport_mode().map_err(broken)?;
-    Channel::new(Greeted { stream, noise }, 0)
+    Greeted::new(stream, noise)
 }
 
 /// Answers a visitor's greeting, which may be another's, recorded: only its request proves that it knows the secret.
@@ -119,38 +130,126 @@ pub async fn respond(mut stream: tokio::net::TcpStream, secret: &Secret) -> io::
     noise.read_message(&greeting, &mut []).map_err(broken)?;
     noise.write_message(&[], &mut greeting).map_err(broken)?;
     stream.write_all(&greeting).await?;
-    let noise = noise.into_transport_mode().map_err(broken)?;
-    Ok(Greeted { stream, noise })
+    Greeted::new(stream, noise)
+}
+
+impl Keys {
+    /// Encrypts a message with its length before it; returns the length of both.
+    fn encrypt(&mut self, payload: &[u8], out: &mut [u8]) -> io::Result<usize> {
+        let length = self
+            .noise
+            .write_message(payload, &mut out[2..])
+            .map_err(broken)?;
+        out[..2].copy_from_slice(&u16::try_from(length).map_err(broken)?.to_be_bytes());
+        self.sent += 1;
+        if self.sent.is_multiple_of(REKEY) {
+            self.noise.rekey_outgoing();
+        }
+        Ok(2 + length)
+    }
+
+    /// Decrypts a message without its length.
+    fn decrypt(&mut self, message: &[u8], out: &mut [u8]) -> io::Result<usize> {
+        let read = self.noise.read_message(message, out).map_err(broken)?;
+        self.received += 1;
+        if self.received.is_multiple_of(REKEY) {
+            self.noise.rekey_incoming();
+        }
+        Ok(read)
+    }
 }
 
 impl Greeted {
+    fn new(stream: tokio::net::TcpStream, noise: snow::HandshakeState) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let keys = Keys {
+            noise: noise.into_transport_mode().map_err(broken)?,
+            sent: 0,
+            received: 0,
+        };
+        Ok(Self { stream, keys })
+    }
+
     /// The visitor's request. It has proved that it knows the secret once this returns.
     pub async fn request<T: DeserializeOwned>(mut self) -> io::Result<(T, Channel)> {
+        let request = self.hear().await?;
+        Ok((request, Channel::new(self)?))
+    }
+
+    /// Hears something short; the other side has proved that it knows the secret once this returns. To be dropped if
+    /// it is not awaited to its end.
+    pub async fn hear<T: DeserializeOwned>(&mut self) -> io::Result<T> {
         let length = usize::from(self.stream.read_u16().await?);
         if length > SMALL {
             return Err(broken("a request is too long"));
         }
-        let (mut message, mut request) = ([0; SMALL], [0; SMALL]);
+        let (mut message, mut text) = ([0; SMALL], [0; SMALL]);
         self.stream.read_exact(&mut message[..length]).await?;
-        let read = self.noise.read_message(&message[..length], &mut request);
-        let request = &request[..read.map_err(broken)?];
-        Ok((serde_json::from_slice(request)?, Channel::new(self, 1)?))
+        let read = self.keys.decrypt(&message[..length], &mut text)?;
+        Ok(serde_json::from_slice(&text[..read])?)
+    }
+
+    /// Says something short.
+    pub async fn tell(&mut self, what: &impl Serialize) -> io::Result<()> {
+        let text = serde_json::to_vec(what)?;
+        let mut message = vec![0; 2 + text.len() + 16];
+        self.keys.encrypt(&text, &mut message)?;
+        self.stream.write_all(&message).await
+    }
+
+    /// Waits for the other side to close the connection, or to say something unasked.
+    pub async fn left(&self) {
+        let mut byte = [0];
+        let _ = self.stream.peek(&mut byte).await;
+    }
+
+    /// Copies both ways between this connection and a stream that is not encrypted, until both have ended.
+    pub async fn pipe(self, plain: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+        let (from, mut to) = self.stream.into_split();
+        let mut from = BufReader::with_capacity(2 * MESSAGE, from);
+        let (mut reader, mut writer) = tokio::io::split(plain);
+        let keys = Mutex::new(self.keys);
+        let keys = || keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let sealing = async {
+            let (mut payload, mut message) = (vec![0; PAYLOAD], vec![0; MESSAGE + 2]);
+            loop {
+                let read = reader.read(&mut payload).await?;
+                if read == 0 {
+                    return to.shutdown().await;
+                }
+                let length = keys().encrypt(&payload[..read], &mut message)?;
+                to.write_all(&message[..length]).await?;
+            }
+        };
+        let opening = async {
+            let (mut payload, mut message) = (vec![0; PAYLOAD], vec![0; MESSAGE]);
+            loop {
+                let length = match from.read_u16().await {
+                    Ok(length) => usize::from(length),
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                        return writer.shutdown().await;
+                    }
+                    Err(error) => return Err(error),
+                };
+                from.read_exact(&mut message[..length]).await?;
+                let read = keys().decrypt(&message[..length], &mut payload)?;
+                writer.write_all(&payload[..read]).await?;
+            }
+        };
+        tokio::try_join!(sealing, opening).map(drop)
     }
 }
 
 impl Channel {
-    fn new(greeted: Greeted, received: u64) -> io::Result<Self> {
-        let Greeted { stream, noise } = greeted;
+    fn new(greeted: Greeted) -> io::Result<Self> {
+        let Greeted { stream, keys } = greeted;
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
-        stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(LOOK))?;
         stream.set_write_timeout(Some(LOOK))?;
         Ok(Self {
             stream,
-            noise,
-            sent: 0,
-            received,
+            keys,
             coming: vec![0; BATCH * (MESSAGE + 2)],
             begin: 0,
             end: 0,
@@ -161,7 +260,7 @@ impl Channel {
     pub fn tell(&mut self, what: &impl Serialize, ticket: &Ticket) -> io::Result<()> {
         let text = serde_json::to_vec(what)?;
         let mut message = vec![0; 2 + text.len() + 16];
-        self.encrypt(&text, &mut message)?;
+        self.keys.encrypt(&text, &mut message)?;
         self.write(&message, ticket)
     }
 
@@ -192,7 +291,7 @@ impl Channel {
             file.read_exact(&mut plain[..batch])?;
             let mut end = 0;
             for payload in plain[..batch].chunks(PAYLOAD) {
-                end += self.encrypt(payload, &mut encrypted[end..])?;
+                end += self.keys.encrypt(payload, &mut encrypted[end..])?;
             }
             self.write(&encrypted[..end], ticket)?;
             left -= batch as u64;
@@ -232,20 +331,6 @@ impl Channel {
         }
     }
 
-    /// Encrypts a message with its length before it; returns the length of both.
-    fn encrypt(&mut self, payload: &[u8], out: &mut [u8]) -> io::Result<usize> {
-        let length = self
-            .noise
-            .write_message(payload, &mut out[2..])
-            .map_err(broken)?;
-        out[..2].copy_from_slice(&u16::try_from(length).map_err(broken)?.to_be_bytes());
-        self.sent += 1;
-        if self.sent.is_multiple_of(REKEY) {
-            self.noise.rekey_outgoing();
-        }
-        Ok(2 + length)
-    }
-
     /// Decrypts the next message, if all of it has come.
     fn decrypt(&mut self, out: &mut [u8]) -> io::Result<Option<usize>> {
         let come = &self.coming[self.begin..self.end];
@@ -256,12 +341,8 @@ impl Channel {
         let Some(message) = rest.get(..length) else {
             return Ok(None);
         };
-        let read = self.noise.read_message(message, out).map_err(broken)?;
+        let read = self.keys.decrypt(message, out)?;
         self.begin += 2 + length;
-        self.received += 1;
-        if self.received.is_multiple_of(REKEY) {
-            self.noise.rekey_incoming();
-        }
         Ok(Some(read))
     }
 
@@ -367,7 +448,7 @@ mod tests {
         tokio::task::spawn_blocking(move || {
             let ticket = Tickets::default().begin(1, Way::Away).unwrap();
             channel.send(&mut &content[..], size, &ticket).unwrap();
-            assert!(channel.sent > 4 * REKEY);
+            assert!(channel.keys.sent > 4 * REKEY);
         })
         .await
         .unwrap();

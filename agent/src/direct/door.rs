@@ -72,22 +72,7 @@ impl Drop for Use {
 impl Door {
     /// Opens a door that closes after being idle for so long.
     pub fn open(secret: Secret, shelf: Shelf, idle: Duration) -> io::Result<Self> {
-        // An IPv6 socket takes IPv4 as well, where there is IPv6 at all.
-        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))
-            .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
-        listener.set_nonblocking(true)?;
-        let bound = listener.local_addr()?;
-        let addresses = own_addresses()?
-            .into_iter()
-            .filter(|address| bound.is_ipv6() || address.is_ipv4())
-            .map(|address| SocketAddr::new(address, bound.port()))
-            .collect::<Vec<_>>();
-        if addresses.is_empty() {
-            return Err(io::Error::other(
-                "this machine has no address that others could reach",
-            ));
-        }
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let (listener, addresses) = listen()?;
         let uses = Arc::new(Uses(Mutex::new((0, Instant::now()))));
         let accepting = tokio::spawn(accept(listener, secret.clone(), shelf, uses.clone(), idle));
         Ok(Self {
@@ -115,6 +100,26 @@ impl Drop for Door {
     fn drop(&mut self) {
         self.accepting.abort();
     }
+}
+
+/// Listens on a port of its own; the addresses at which other machines may reach it.
+pub fn listen() -> io::Result<(tokio::net::TcpListener, Vec<SocketAddr>)> {
+    // An IPv6 socket takes IPv4 as well, where there is IPv6 at all.
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))
+        .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+    listener.set_nonblocking(true)?;
+    let bound = listener.local_addr()?;
+    let addresses = own_addresses()?
+        .into_iter()
+        .filter(|address| bound.is_ipv6() || address.is_ipv4())
+        .map(|address| SocketAddr::new(address, bound.port()))
+        .collect::<Vec<_>>();
+    if addresses.is_empty() {
+        return Err(io::Error::other(
+            "this machine has no address that others could reach",
+        ));
+    }
+    Ok((tokio::net::TcpListener::from_std(listener)?, addresses))
 }
 
 /// The addresses of this machine at which others may reach it.

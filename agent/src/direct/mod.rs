@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::outlet::Outlet;
 use crate::tickets::Tickets;
 
-pub use door::Door;
+pub use channel::{Greeted, greet, respond};
+pub use door::{Door, listen};
 pub use visit::{pull, push};
 
 /// What a door gives and takes: the values of one agent.

@@ -1,0 +1,142 @@
+//! A batch job that runs one agent a node, and how the kernel reaches them from the login node.
+//!
+//! Compute nodes can seldom be logged in to, but most can open connections to the login node. There a *gate*, a process of
+//! its own, waits for them; each kernel's link to a node is a command on the login node (`reach`) that the gate connects
+//! with that node's agent. What both sides must share lies in one directory that all of these machines see: the secret that
+//! opens the gate, where the gate is, and this program.
+//!
+//! Where a node cannot open a connection to the gate, both use a mailbox in that directory instead.
+
+mod gate;
+mod mailbox;
+mod node;
+mod reach;
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use cellferry_wire::protocol::Secret;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::OWN_PROGRAM;
+
+pub use gate::gate;
+pub use node::node;
+pub use reach::reach;
+
+/// What an allocation's directory contains.
+const SECRET: &str = "secret";
+const GATE: &str = "gate";
+const MAIL: &str = "mail";
+const PROGRAM: &str = "agent";
+
+/// A stream of bytes, both ways.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// The directory of an allocation, the same on all its machines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    directory: PathBuf,
+}
+
+/// What a node says when it comes to the gate.
+#[derive(Debug, Serialize, Deserialize)]
+struct Visit {
+    node: u32,
+}
+
+/// What the gate says to a node.
+#[derive(Debug, Serialize, Deserialize)]
+enum Word {
+    /// Nobody wants you yet.
+    Wait,
+    /// What follows belongs to this conversation, in hexadecimal digits.
+    Go { conversation: String },
+}
+
+impl Allocation {
+    /// The one with this directory, whose name must be its id.
+    pub fn at(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+        }
+    }
+
+    /// Makes the directory, with a secret that nobody else knows, and a copy of this program for the nodes.
+    ///
+    /// # Errors
+    /// If it cannot be written, or is there already.
+    pub fn make(&self) -> io::Result<()> {
+        if let Some(parent) = self.directory.parent() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(parent)?;
+        }
+        DirBuilder::new().mode(0o700).create(&self.directory)?;
+        DirBuilder::new().mode(0o700).create(self.mail())?;
+        let mut secret = [0; 32];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut secret)?;
+        self.write(SECRET, &secret, 0o600)?;
+        let mut program = Vec::new();
+        std::fs::File::open(OWN_PROGRAM)?.read_to_end(&mut program)?;
+        self.write(PROGRAM, &program, 0o700)
+    }
+
+    /// Its name on a machine.
+    fn id(&self) -> io::Result<String> {
+        let name = self.directory.file_name().and_then(|name| name.to_str());
+        name.map(str::to_owned)
+            .ok_or_else(|| io::Error::other("the directory of an allocation must have a name"))
+    }
+
+    fn mail(&self) -> PathBuf {
+        self.directory.join(MAIL)
+    }
+
+    fn secret(&self) -> io::Result<Secret> {
+        let bytes = std::fs::read(self.directory.join(SECRET))?;
+        let bytes = <[u8; 32]>::try_from(bytes);
+        bytes
+            .map(Secret::new)
+            .map_err(|_| io::Error::other("the allocation's secret is not whole"))
+    }
+
+    /// Where the gate is, as far as it has been told.
+    fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let text = std::fs::read(self.directory.join(GATE))?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+
+    fn tell_addresses(&self, addresses: &[SocketAddr]) -> io::Result<()> {
+        self.write(GATE, &serde_json::to_vec(addresses)?, 0o600)
+    }
+
+    /// Writes a file so that it is there whole or not at all.
+    fn write(&self, name: &str, content: &[u8], mode: u32) -> io::Result<()> {
+        let begun = self
+            .directory
+            .join(format!(".{name}-{}", std::process::id()));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&begun)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        drop(file);
+        std::fs::rename(begun, self.directory.join(name))
+    }
+}
+
+impl AsRef<Path> for Allocation {
+    fn as_ref(&self) -> &Path {
+        &self.directory
+    }
+}

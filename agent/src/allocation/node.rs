@@ -1,0 +1,219 @@
+//! The agent of one node of an allocation: it goes to the gate, and serves whoever wants it there, one conversation after
+//! another.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use cellferry_wire::protocol::Secret;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::gate::WORD;
+use super::mailbox::Mailbox;
+use super::{Allocation, Stream, Visit, Word};
+use crate::attach::Attachment;
+use crate::direct::{Greeted, greet};
+use crate::run_dir::RunDir;
+use crate::serve::{End, Signals, stay};
+use crate::{AgentError, OWN_PROGRAM};
+
+/// How long connecting to the gate and greeting it may take.
+const REACH: Duration = Duration::from_secs(5);
+
+/// How long to wait before the gate is looked for again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How often the gate must have been out of reach, though it is there, before the mailbox is used.
+const TRIES: u32 = 2;
+
+/// A stream that the gate has connected to one who wants this node.
+struct Wanted {
+    conversation: String,
+    stream: Box<dyn Stream>,
+}
+
+/// Serves until nobody has wanted the node for `patience`, or SIGTERM comes. What a conversation has begun ends with it.
+///
+/// # Errors
+/// If an agent cannot be set up on this machine.
+pub async fn node(
+    allocation: Allocation,
+    number: u32,
+    patience: Duration,
+) -> Result<(), AgentError> {
+    let (wanting, mut wanted) = mpsc::channel(1);
+    let going = Going(tokio::spawn(go(allocation, number, wanting)));
+    let mut signals = Signals::catch()?;
+    let mut next: Option<Wanted> = None;
+    loop {
+        let first = match next.take() {
+            Some(first) => first,
+            None => tokio::select! {
+                first = timeout(patience, wanted.recv()) => match first {
+                    Ok(Some(first)) => first,
+                    _ => break,
+                },
+                () = signals.end() => break,
+            },
+        };
+        let Some(conversation) = Attachment::conversation(&first.conversation) else {
+            continue;
+        };
+        let name = first.conversation.clone();
+        let (streams, of_this_one) = mpsc::channel(1);
+        let _ = streams.send(first.stream).await;
+        let replaced = async {
+            while let Some(other) = wanted.recv().await {
+                if other.conversation != name {
+                    return Some(other);
+                }
+                let _ = streams.send(other.stream).await;
+            }
+            None
+        };
+        let mut replaced = std::pin::pin!(replaced);
+        let end = stay(
+            of_this_one,
+            RunDir::make()?,
+            conversation,
+            patience,
+            &mut signals,
+            (OWN_PROGRAM.as_ref(), &["guard"]),
+            &mut replaced,
+        )
+        .await?;
+        match end {
+            End::Asked => {}
+            End::Other(other) => next = other,
+            End::Signal | End::Forsaken => break,
+        }
+    }
+    drop(going);
+    Ok(())
+}
+
+/// Ends with its owner.
+struct Going(JoinHandle<()>);
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Goes to the gate again and again, and passes on each stream that comes of it.
+async fn go(allocation: Allocation, number: u32, wanting: mpsc::Sender<Wanted>) {
+    let mut unreached = 0;
+    loop {
+        let begun = Instant::now();
+        let visited = match (allocation.addresses(), allocation.secret()) {
+            (Ok(addresses), Ok(secret)) => match reach(&addresses, &secret).await {
+                Ok(greeted) => {
+                    unreached = 0;
+                    wait(greeted, number).await
+                }
+                Err(reason) if unreached + 1 < TRIES => {
+                    unreached += 1;
+                    Err(io::Error::other(reason))
+                }
+                Err(reason) => {
+                    tracing::info!("the gate cannot be reached, so the mailbox is used: {reason}");
+                    wait_by_mail(&allocation, number).await
+                }
+            },
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        };
+        match visited {
+            Ok((wanted, over)) => {
+                if wanting.send(wanted).await.is_err() {
+                    return;
+                }
+                // Another comes only when this one has ended here, too.
+                let _ = over.await;
+            }
+            Err(error) => tracing::info!("not at the gate: {error}"),
+        }
+        sleep(AGAIN.saturating_sub(begun.elapsed())).await;
+    }
+}
+
+type Visited = io::Result<(Wanted, JoinHandle<()>)>;
+
+/// Waits at the gate until somebody wants this node; the stream, and what ends when it does.
+async fn wait(mut greeted: Greeted, node: u32) -> Visited {
+    greeted.tell(&Visit { node }).await?;
+    loop {
+        match timeout(3 * WORD, greeted.hear()).await?? {
+            Word::Wait => {}
+            Word::Go { conversation } => {
+                let (ours, theirs) = tokio::io::duplex(1 << 18);
+                let over = tokio::spawn(async move {
+                    if let Err(error) = greeted.pipe(theirs).await {
+                        tracing::info!("the stream through the gate ended: {error}");
+                    }
+                });
+                let stream: Box<dyn Stream> = Box::new(ours);
+                return Ok((
+                    Wanted {
+                        conversation,
+                        stream,
+                    },
+                    over,
+                ));
+            }
+        }
+    }
+}
+
+async fn wait_by_mail(allocation: &Allocation, node: u32) -> Visited {
+    let mut mailbox = Mailbox::open(&allocation.mail(), node).await?;
+    loop {
+        match timeout(3 * WORD, mailbox.hear()).await {
+            Ok(Ok(Word::Wait)) => {}
+            Ok(Ok(Word::Go { conversation })) => {
+                let (ours, over) = mailbox.into_stream();
+                let stream: Box<dyn Stream> = Box::new(ours);
+                return Ok((
+                    Wanted {
+                        conversation,
+                        stream,
+                    },
+                    over,
+                ));
+            }
+            Ok(Err(error)) => return Err(error),
+            Err(late) => return Err(late.into()),
+        }
+    }
+}
+
+/// Connects to the first address where the gate is.
+async fn reach(addresses: &[SocketAddr], secret: &Secret) -> Result<Greeted, String> {
+    let mut tries: FuturesUnordered<_> = addresses
+        .iter()
+        .map(async |address| {
+            let connected = timeout(REACH, async {
+                greet(TcpStream::connect(address).await?, secret).await
+            });
+            match connected.await {
+                Ok(Ok(greeted)) => Ok(greeted),
+                Ok(Err(error)) => Err(format!("{address}: {error}")),
+                Err(_) => Err(format!("{address}: no answer within {} s", REACH.as_secs())),
+            }
+        })
+        .collect();
+    let mut failures = Vec::new();
+    while let Some(tried) = tries.next().await {
+        match tried {
+            Ok(greeted) => return Ok(greeted),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    failures.sort();
+    Err(failures.join("; "))
+}
