@@ -1,12 +1,10 @@
-"""What goes wrong with a far host while a kernel uses it, each fault with its end, at a moment that its user chooses."""
+"""What goes wrong with a far host while a kernel uses it: each fault with its end, and what a user sees of it."""
 
 import threading
 import time
 from dataclasses import dataclass
 
-from processes import wait_until
-
-# What begins a fault and what ends it: faults of the bed (`tests/testbed/fault`), or a kind of process that is killed.
+# What begins a fault and what ends it: faults of the bed (`tests/testbed/fault`), or the processes that are killed.
 FAULTS = {
     "cut": (("cut",), ("heal",)),
     "drop": (("drop",), ("heal",)),
@@ -21,21 +19,34 @@ LOSING = ("host booted", "agent killed", "worker killed")
 
 
 def agents(bed, host):
-    """The agents on a host: its pids."""
+    """The pids of the agents on a host."""
     return [pid for pid, command in bed.processes(host).items() if command.startswith("cellferry-agent stay")]
 
 
 def workers(bed, host):
-    """The workers on a host: its pids."""
+    """The pids of the workers on a host."""
     return [pid for pid, command in bed.processes(host).items() if "ipykernel" in command]
 
 
 def kill(bed, host, pids):
-    """Kills processes of a host as the system's memory killer would."""
+    """Kills processes of a host; those that have just ended are no error."""
     bed.on(host, f"kill -KILL {' '.join(map(str, pids))} 2>/dev/null || true")
 
 
-KILLED = {"agents": agents, "workers": workers}
+def begin(bed, host, what):
+    """A fault begins."""
+    first, _ = FAULTS[what]
+    if isinstance(first, str):
+        kill(bed, host, {"agents": agents, "workers": workers}[first](bed, host))
+    else:
+        bed.fault(first[0], host, *first[1:])
+
+
+def end(bed, host, what):
+    """It ends, if it has not with its beginning."""
+    _, last = FAULTS[what]
+    if last is not None:
+        bed.fault(last[0], host, *last[1:])
 
 
 @dataclass
@@ -82,31 +93,26 @@ class Fault:
                 if self._over.is_set():
                     return
             time.sleep(self.after)  # the moment is the point
-            self._happen()
+            self.happened = True
+            begin(self.bed, self.host, self.what)
+            time.sleep(self.lasts if FAULTS[self.what][1] else 0)
+            end(self.bed, self.host, self.what)
         except BaseException as error:
             self._error = error
 
-    def _happen(self):
-        begin, end = FAULTS[self.what]
-        self.happened = True
-        if begin in KILLED:
-            kill(self.bed, self.host, KILLED[begin](self.bed, self.host))
-            return
-        fault(self.bed, self.host, begin)
-        if end is not None:
-            time.sleep(self.lasts)
-            fault(self.bed, self.host, end)
+
+def notices(run):
+    """All that was said of links and connections under a cell."""
+    return " ".join(_text(message) for message in run.of_type("display_data", "update_display_data"))
 
 
-def fault(bed, host, words):
-    """A fault of the bed with what is said after the host's name."""
-    bed.fault(words[0], host, *words[1:])
+def final_notices(run):
+    """What is left of each, as clients show it."""
+    shown = {}
+    for message in run.of_type("display_data", "update_display_data"):
+        shown[message["content"]["transient"]["display_id"]] = _text(message)
+    return list(shown.values())
 
 
-def nothing_runs(bed, hosts, within):
-    """Waits until no process of a user's runs on these hosts, files included."""
-    wait_until(
-        lambda: not any(bed.processes(host) for host in hosts),
-        within,
-        lambda: f"processes left: {({host: bed.processes(host) for host in hosts})}",
-    )
+def _text(message):
+    return message["content"]["data"]["text/plain"]
