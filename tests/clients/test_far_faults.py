@@ -99,13 +99,12 @@ def test_a_transfer_while_the_link_breaks(bed, hosts, kernel, way, what, turn):
 
 def test_a_long_silent_cell_while_the_link_breaks(bed, hosts, kernel):
     """Two hosts at once, each in its own way, for longer than it takes to notice; they go on meanwhile."""
+    source = "open('begun', 'w').close()\nbegun{0} = time.time()\ntime.sleep(30)\ntook{0} = time.time() - begun{0}\nprint('done')"
     for place in (NODE1, NODE2):
         kernel.run("import time", place).ok()
-    runs = [
-        kernel.send(f"begun{n} = time.time()\ntime.sleep(30)\ntook{n} = time.time() - begun{n}\nprint('done')", on(f"node{n}"))
-        for n in (1, 2)
-    ]
-    kernel.read_until(lambda: all(run.of_type("execute_input") for run in runs))
+    runs = [kernel.send(source.format(node), on(f"node{node}")) for node in (1, 2)]
+    for node in (1, 2):
+        kernel.read_until(lambda node=node: bed.on(f"node{node}", "ls /home/alice/begun || true"))
     begin(bed, "node1", "cut")
     begin(bed, "node2", "drop")
     kernel.read_until(lambda: all(f"link to node{n + 1} lost" in notices(run) for n, run in enumerate(runs)), 30)
@@ -115,6 +114,18 @@ def test_a_long_silent_cell_while_the_link_breaks(bed, hosts, kernel):
     assert [run.ok().text() for run in runs] == ["done\n", "done\n"]
     assert [final_notices(run) for run in runs] == [[""], [""]]
     assert kernel.run("print(took1 < 31, took2 < 31)").ok().text() == "True True\n"
+
+
+def test_a_cell_at_home_that_waits_for_a_value_is_told_too(bed, hosts, kernel):
+    kernel.run("import numpy as np\na = np.ones(4_000_000)", NODE1).ok()
+    bed.fault("rate", "node1", "50mbit")
+    begin(bed, "node1", "drop")
+    run = kernel.send("print(a.sum())")
+    kernel.read_until(lambda: "link to node1 lost" in notices(run), 30)
+    end(bed, "node1", "drop")
+    kernel.finish(run)
+    assert run.ok().text() == "4000000.0\n"
+    assert final_notices(run) == [""]
 
 
 def test_an_answer_and_an_interrupt_while_the_link_is_lost(bed, hosts, kernel):
