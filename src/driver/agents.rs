@@ -24,6 +24,7 @@ use super::arrivals::Arrivals;
 use super::carry::Machine;
 use super::cells::Cells;
 use super::far::{Far, LinkState};
+use super::files::{End, Remote, Staged};
 use crate::session::{Gone, HOME, Problem, TargetName};
 use crate::target::config::{ConfigError, Place, Ssh, Target};
 use crate::target::home::{HomePython, home_python};
@@ -54,6 +55,8 @@ pub enum FromLocation {
         /// Why.
         reason: String,
     },
+    /// Files have been brought for a worker, or could not be.
+    Staged(WorkerId, Staged),
     /// An agent has ended, or its location is lost: with what to tell of it.
     AgentGone(TargetName, Problem),
     /// The link to a far agent dropped, or is back.
@@ -434,6 +437,37 @@ impl Agents {
             }
         });
         Ok(())
+    }
+
+    /// Between what files go for a worker whose working directory is `folder`: home, and where it is.
+    pub fn ends(&self, worker: WorkerId, folder: String, home: String) -> Option<(End, End)> {
+        let target = &self.workers.get(&worker)?.target;
+        let remote = match self.links.get(target)? {
+            Link::Far(far) => Some(Remote::new(
+                target.clone(),
+                far.sender.clone(),
+                far.answers.clone(),
+            )),
+            Link::Here(_) | Link::Process { .. } => None,
+        };
+        let here = End {
+            target: HOME.into(),
+            base: self.home_dir.display().to_string(),
+            home: cellferry_agent::files::home().display().to_string(),
+            remote: None,
+        };
+        let there = End {
+            target: target.clone(),
+            base: folder,
+            home,
+            remote,
+        };
+        Some((here, there))
+    }
+
+    /// Where events go.
+    pub fn events(&self) -> mpsc::UnboundedSender<FromLocation> {
+        self.events.clone()
     }
 
     /// A worker answers.

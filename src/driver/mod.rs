@@ -8,6 +8,7 @@ mod carry;
 mod cells;
 mod comms;
 mod far;
+mod files;
 mod history;
 mod information;
 mod magics;
@@ -45,6 +46,7 @@ use self::carry::{Carried, Machine};
 use self::cells::Cells;
 use self::comms::Comms;
 use self::far::LinkState;
+use self::files::Staging;
 use self::magics::Magic;
 use self::notices::{Notices, Wait};
 use self::questions::{Asker, Questions, Waiting};
@@ -100,6 +102,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         cells: Cells::new(file.jupyter_session.as_deref()),
         agents,
         values,
+        staging: Staging::default(),
         comms: Comms::default(),
         running: HashMap::new(),
         held: HashMap::new(),
@@ -163,6 +166,7 @@ struct Driver {
     cells: Cells,
     agents: Agents,
     values: Values,
+    staging: Staging,
     comms: Comms,
     /// Runs in a worker, by the `msg_id` of the request that the worker got and sees as parent.
     running: HashMap<(WorkerId, String), RunId>,
@@ -557,6 +561,14 @@ impl Driver {
                     );
                 }
             }
+            FromLocation::Staged(worker, staged) => {
+                if let Some((asked, content)) = self.staging.done(worker, staged) {
+                    let answer = self
+                        .author
+                        .message("cellferry_answer", Some(&asked), &content);
+                    self.tell_worker(worker, Channel::Stdin, parts(answer));
+                }
+            }
             FromLocation::TransferFailed { transfer, reason } => {
                 self.handle(Event::Taken(transfer, Taken::Failed(reason)))
                     .await;
@@ -589,6 +601,7 @@ impl Driver {
     /// Nothing more comes from a worker.
     fn forget(&mut self, worker: WorkerId) {
         self.agents.forget(worker);
+        self.staging.end(worker);
         self.shown.remove(&worker);
         self.going_back.remove(&worker);
         self.running.retain(|(other, _), _| *other != worker);
@@ -619,7 +632,11 @@ impl Driver {
                     .map(|status| status.execution_state)
                 {
                     Ok("busy") => self.handle(Event::Busy(worker, run)).await,
-                    Ok("idle") => self.handle(Event::Idle(worker, run)).await,
+                    Ok("idle") => {
+                        // It may have been interrupted while it waited for files.
+                        self.staging.end(worker);
+                        self.handle(Event::Idle(worker, run)).await
+                    }
                     _ => {}
                 }
                 return;
@@ -810,12 +827,43 @@ impl Driver {
 
     async fn input_request(&mut self, worker: WorkerId, message: Message) {
         let parent = message.parse_parent().unwrap_or_default();
+        if message
+            .parse_header()
+            .is_ok_and(|header| header.msg_type == "cellferry_files")
+        {
+            self.stage(worker, message, parent.msg_id);
+            return;
+        }
         match self.run_of(worker, &parent.msg_id) {
             Some(run) => {
                 self.handle(Event::Asks(worker, run)).await;
                 self.say(run, worker, Channel::Stdin, message);
             }
             None => tracing::warn!("worker {} asks for input outside a cell", worker.0),
+        }
+    }
+
+    /// A worker waits for files of its cell, or for them to be brought home.
+    fn stage(&mut self, worker: WorkerId, message: Message, cell: String) {
+        let asked: files::Asked = match message.parse_content() {
+            Ok(asked) => asked,
+            Err(error) => {
+                tracing::error!(
+                    "worker {} asks for files in a way that cannot be read: {error}",
+                    worker.0
+                );
+                return;
+            }
+        };
+        let shared = self.cells.targets().and_then(|targets| targets.shared());
+        let shared = shared.map_err(|error| error.to_string());
+        let ends = self
+            .agents
+            .ends(worker, asked.folder.clone(), asked.home.clone());
+        if let Some(ends) = ends {
+            let events = self.agents.events();
+            self.staging
+                .start((worker, message, cell), asked, ends, shared, events);
         }
     }
 

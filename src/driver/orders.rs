@@ -86,13 +86,24 @@ pub fn execute_parts(
     }
     let mut metadata: Map<String, Value> =
         serde_json::from_slice(&request.metadata).unwrap_or_default();
+    let files = if orders.files.is_empty() {
+        Value::Null
+    } else {
+        // What has been brought home may have been replaced there by a later cell.
+        let outputs = if orders.unseen {
+            &[][..]
+        } else {
+            &orders.files.outputs
+        };
+        json!({"in": orders.files.inputs, "out": outputs, "again": orders.unseen})
+    };
     metadata.insert(
         "cellferry".to_owned(),
         json!({
             "count": orders.count, "actions": actions, "touched": orders.touched, "watched": orders.watched,
             "steady": orders.steady,
             "keep": orders.keep, "unbound": orders.unbound, "run": run.0,
-            "seeds": orders.seeds,
+            "seeds": orders.seeds, "files": files,
         }),
     );
     let metadata = serde_json::to_vec(&metadata).unwrap_or_default();
