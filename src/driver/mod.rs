@@ -20,7 +20,7 @@ mod questions;
 mod values;
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -46,15 +46,15 @@ use self::carry::{Carried, Machine};
 use self::cells::Cells;
 use self::comms::Comms;
 use self::far::LinkState;
-use self::files::Staging;
+use self::files::{Modules, Staging};
 use self::magics::Magic;
 use self::notices::{Notices, Wait};
 use self::questions::{Asker, Questions, Waiting};
 use self::values::Values;
 use crate::analysis::python::completion_root;
 use crate::session::{
-    Answer, Asked, Effect, Event, Gone, HOME, PassTo, Problem, Reply, RunId, Session, Taken,
-    TargetName,
+    Answer, Asked, Effect, Event, Gone, HOME, Orders, PassTo, Problem, Reply, RunId, Session,
+    Taken, TargetName,
 };
 
 /// How long answers may take to leave before the process ends: ZeroMQ has no linger here.
@@ -94,6 +94,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
     } = cellferry_kernel::bind(&file).await?;
     let values = Values::default();
     let (agents, mut events) = Agents::new(options.python, values.files.arrivals());
+    let modules = Modules::new(agents.folder().to_owned());
     let mut driver = Driver {
         outbox,
         author: Author::new(),
@@ -103,6 +104,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         agents,
         values,
         staging: Staging::default(),
+        modules,
         comms: Comms::default(),
         running: HashMap::new(),
         held: HashMap::new(),
@@ -167,6 +169,7 @@ struct Driver {
     agents: Agents,
     values: Values,
     staging: Staging,
+    modules: Modules,
     comms: Comms,
     /// Runs in a worker, by the `msg_id` of the request that the worker got and sees as parent.
     running: HashMap<(WorkerId, String), RunId>,
@@ -519,6 +522,7 @@ impl Driver {
                     Gone::LocationLost
                 };
                 self.over(&target);
+                self.modules.lost(&target);
                 let carried = self.values.files.lost(&target);
                 for worker in self.agents.agent_gone(&target) {
                     self.gone(worker, problem.clone(), how).await;
@@ -562,7 +566,8 @@ impl Driver {
                 }
             }
             FromLocation::Staged(worker, staged) => {
-                if let Some((asked, content)) = self.staging.done(worker, staged) {
+                if let Some((asked, content)) = self.staging.done(worker, staged, &mut self.modules)
+                {
                     let answer = self
                         .author
                         .message("cellferry_answer", Some(&asked), &content);
@@ -827,12 +832,11 @@ impl Driver {
 
     async fn input_request(&mut self, worker: WorkerId, message: Message) {
         let parent = message.parse_parent().unwrap_or_default();
-        if message
-            .parse_header()
-            .is_ok_and(|header| header.msg_type == "cellferry_files")
-        {
-            self.stage(worker, message, parent.msg_id);
-            return;
+        let header = message.parse_header();
+        match header.as_ref().map(|header| &*header.msg_type) {
+            Ok("cellferry_files") => return self.stage(worker, message, parent.msg_id),
+            Ok("cellferry_modules") => return self.send_modules(worker, message),
+            _ => {}
         }
         match self.run_of(worker, &parent.msg_id) {
             Some(run) => {
@@ -863,7 +867,26 @@ impl Driver {
         if let Some(ends) = ends {
             let events = self.agents.events();
             self.staging
-                .start((worker, message, cell), asked, ends, shared, events);
+                .bring((worker, message, cell), asked, ends, shared, events);
+        }
+    }
+
+    /// Whether modules must be sent to a far host before a cell runs there.
+    fn lacks_modules(&mut self, target: &TargetName, orders: &Orders) -> bool {
+        let source = self.cells.code(&orders.request);
+        let imported = orders::imported(&source, orders, &self.values);
+        !self.modules.lacking(target, imported).is_empty()
+    }
+
+    /// A worker on a far host waits for modules.
+    fn send_modules(&mut self, worker: WorkerId, message: Message) {
+        if let (Some(remote), Some(folder)) =
+            (self.agents.remote(worker), self.agents.modules(worker))
+        {
+            let files = self.modules.lacking(remote.target(), BTreeSet::new());
+            let events = self.agents.events();
+            self.staging
+                .send_modules((worker, message), (remote, folder), files, events);
         }
     }
 
@@ -941,7 +964,13 @@ impl Driver {
                     .is_some_and(|target| &**target == HOME);
                 let machine = self.agents.machine(worker).unwrap_or(Machine::Home);
                 let segments = self.agents.segment_dir(&machine).unwrap_or_default();
-                let parts = orders::execute_parts(run, *orders, at_home, &self.values, &segments);
+                let lacks_modules = match &machine {
+                    Machine::Home => false,
+                    Machine::Far(target) => self.lacks_modules(target, &orders),
+                };
+                let values = &self.values;
+                let parts =
+                    orders::execute_parts(run, *orders, at_home, lacks_modules, values, &segments);
                 self.tell_worker(worker, Channel::Shell, parts);
             }
             Effect::Take {
@@ -1072,7 +1101,7 @@ impl Driver {
     }
 
     fn install_helper(&mut self, worker: WorkerId) {
-        let message = orders::helper_message(&self.author, &self.agents.module_paths(worker));
+        let message = orders::helper_message(&self.author, self.agents.modules(worker));
         self.tell_worker(worker, Channel::Shell, parts(message));
     }
 

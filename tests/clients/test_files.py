@@ -1,9 +1,11 @@
 """Files of steps: brought to where the step runs before it, and home after it."""
 
+import hashlib
 import os
 import stat
 import subprocess
 import sys
+import time
 
 import nbformat
 import pytest
@@ -217,3 +219,171 @@ def test_a_batch_run(targets, kernel_name, tmp_path):
     assert done.returncode == 0, done.stderr
     made = nbformat.read(tmp_path / "done.ipynb", 4)
     assert [cell.outputs[0]["text"] for cell in made.cells[2:]] == ["4,5\n", "4,5\n"]
+
+
+# --- the notebook's own modules
+
+
+def test_modules_beside_the_notebook_are_found_by_targets_on_this_machine(targets, kernel, tmp_path):
+    (tmp_path / "helpers.py").write_text("def f():\n    return 'home'")
+    (tmp_path / "left/helpers.py").write_text("def f():\n    return 'an old copy'")
+    assert kernel.run("import helpers\nprint(helpers.f())", on("left")).ok().text() == "home\n"
+
+
+# --- far hosts
+
+
+@pytest.fixture
+def far(bed, tmp_path):
+    """Targets `node1` and `node2` on real hosts, which work in `~/work`."""
+    tables = {
+        name: {"type": "ssh", "host": name, "python": bed.python, "workdir": "~/work"} for name in bed.hosts[1:]
+    }
+    write_targets(tmp_path / "cellferry.toml", tables)
+    return bed
+
+
+def there(target, **step):
+    metadata = files(**step)
+    metadata["workflow"]["target"] = target
+    return metadata
+
+
+def test_files_of_a_far_host(far, kernel, tmp_path):
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    (data / "run.sh").write_text("#!/bin/sh\necho ran")
+    (data / "run.sh").chmod(0o755)
+    (data / "sub/link").symlink_to("../run.sh")
+    (data / "sub/empty").touch()
+    source = "import subprocess, shutil\nprint(subprocess.getoutput('data/sub/link'))\nshutil.copytree('data', 'back', symlinks=True)"
+    run = kernel.run(source, there("node1", **{"in": ["data"], "out": ["ba*"]})).ok()
+    assert run.text() == "ran\n" and tree(tmp_path / "back") == tree(data)
+    assert far.on("node1", "cat /home/alice/work/data/run.sh") == "#!/bin/sh\necho ran"
+    # Another host gets it from home; what is there is not sent again.
+    source = "import os\nprint(sorted(os.listdir('back')), os.stat('back/run.sh').st_ino)"
+    first = kernel.run(source, there("node2", **{"in": ["back"]})).ok().text()
+    assert first.startswith("['run.sh', 'sub'] ")
+    assert kernel.run(source, there("node2", **{"in": ["back/*"]})).ok().text() == first
+    failed = kernel.run("1", there("node1", **{"in": ["no"]}))
+    assert failed.error.startswith("FileError: `no`, an input of cell") and f"{tmp_path}/no" in failed.error
+    failed = kernel.run("1", there("node1", out=["no"]))
+    assert "is not on `node1`" in failed.error and "/home/alice/work/no" in failed.error
+
+
+def test_what_a_far_host_cannot_write_is_told(far, kernel):
+    outside = "/etc/passwd"  # another one there
+    failed = kernel.run("1", there("node1", **{"in": [outside]}))
+    assert failed.error.startswith(f"FileError: `{outside}`, an input of cell [1], cannot be brought from `home` to `node1`")
+    assert "ermission denied" in failed.error and "[[shared]]" in failed.error
+
+
+def test_a_variable_of_a_far_host_names_only_what_is_below_its_folder(far, kernel, tmp_path):
+    source = "path = '/tmp/made'\nopen(path, 'w').write('x')"
+    failed = kernel.run(source, there("node1", out=[{"name": "path"}]))
+    assert "give the path as `value`" in failed.error and not os.path.exists("/tmp/made")
+    far.on("node1", "rm /tmp/made")
+
+
+def test_a_large_file_goes_on_after_a_cut(far, kernel, tmp_path):
+    kernel.run("import hashlib", on("node1")).ok()
+    content = os.urandom(60_000_000)
+    (tmp_path / "big").write_bytes(content)
+    far.fault("rate", "node1", "200mbit")
+    source = "data = open('big', 'rb').read()\nopen('back', 'wb').write(data[::-1])\nprint(hashlib.sha256(data).hexdigest())"
+    run = kernel.send(source, there("node1", **{"in": ["big"], "out": ["back"]}))
+    wait_until(lambda: "x" in far.on("node1", "cd /home/alice/work 2>/dev/null && ls -A | grep -q '^.big' && echo x || true"), 30, "no part of it")
+    far.fault("cut", "node1")
+    kernel.read_until(lambda: run.of_type("display_data"), 30)
+    far.fault("heal", "node1")
+    kernel.finish(run, timeout=90)
+    assert run.ok().text() == hashlib.sha256(content).hexdigest() + "\n"
+    assert (tmp_path / "back").read_bytes() == content[::-1]
+
+
+@pytest.mark.parametrize("way", ["in", "out"])
+def test_an_interrupt_ends_the_bringing(far, kernel, tmp_path, way):
+    kernel.run("import os", on("node1")).ok()
+    (tmp_path / "big").write_bytes(os.urandom(40_000_000))
+    far.fault("rate", "node1", "40mbit")
+    source = "print('ran', flush=True)\nopen('back', 'wb').write(os.urandom(40_000_000))"
+    run = kernel.send(source, there("node1", **{way: ["big" if way == "in" else "back"]}))
+    if way == "in":
+        wait_until(lambda: "x" in far.on("node1", "ls -A /home/alice/work | grep -q '^.big' && echo x || true"), 30, "no part")
+    else:
+        wait_until(lambda: list(tmp_path.glob(".back*")), 30, "no part of it")
+        assert run.text() == "" or run.text() == "ran\n"
+    began = time.monotonic()
+    kernel.interrupt()
+    kernel.finish(run, timeout=10)
+    assert time.monotonic() - began < 3
+    assert run.error.startswith("KeyboardInterrupt") and len(run.of_type("error")) == 1
+    assert run.text() == ("" if way == "in" else "ran\n")
+    # Nothing half is left.
+    wait_until(lambda: far.on("node1", "ls -A /home/alice/work").split() in ([], ["back"]), 10, "parts left there")
+    wait_until(lambda: not list(tmp_path.glob(".back*")), 10, "parts left here")
+    assert not (tmp_path / "back").exists()
+    assert kernel.run("print(1)", on("node1")).ok().text() == "1\n"
+
+
+def test_a_worker_that_dies_while_its_files_come_runs_again(far, kernel, tmp_path):
+    kernel.run("import os", on("node1")).ok()
+    (tmp_path / "big").write_bytes(os.urandom(20_000_000))
+    far.fault("rate", "node1", "40mbit")
+    run = kernel.send("print(os.path.getsize('big'))", there("node1", **{"in": ["big"]}))
+    wait_until(lambda: "x" in far.on("node1", "ls -A /home/alice/work | grep -q '^.big' && echo x || true"), 30, "no part")
+    far.on("node1", "pkill -9 -f ipykernel_launcher")
+    far.fault("heal", "node1")
+    kernel.finish(run, timeout=60)
+    assert run.ok().text() == "20000000\n"
+
+
+def test_a_value_made_from_files_is_made_again_only_from_the_same_files(far, kernel, tmp_path):
+    (tmp_path / "n").write_text("1")
+    metadata = there("node1", **{"in": ["n"], "out": ["m"]})
+    kernel.run("x = [int(open('n').read())]\nopen('m', 'w').write('made')", metadata).ok()
+    (tmp_path / "m").write_text("newer")
+
+    def kill():
+        far.on("node1", "pkill -9 -f ipykernel_launcher")
+        # The kernel has noticed once a cell there gets another worker.
+        kernel.run("1", on("node1")).ok()
+
+    kill()
+    assert kernel.run("print(x)").ok().text() == "[1]\n"
+    assert (tmp_path / "m").read_text() == "newer"
+    kernel.run("x[0] += 1", there("node1", **{"in": ["n"]})).ok()
+    (tmp_path / "n").write_text("7")
+    kill()
+    failed = kernel.run("print(x)")
+    assert failed.error.startswith("LostValue:") and "files that it read have changed" in failed.error
+
+
+def test_modules_beside_the_notebook_travel(far, kernel, tmp_path):
+    (tmp_path / "helpers.py").write_text("import other\ndef f():\n    return other.WORD\n")
+    (tmp_path / "other.py").write_text("WORD = 'first'\n")
+    package = tmp_path / "tools/deep"
+    package.mkdir(parents=True)
+    (tmp_path / "tools/__init__.py").write_text("from .deep import table\n")
+    (package / "__init__.py").write_text(
+        "import pathlib\ntable = (pathlib.Path(__file__).parent / 'table.csv').read_text()\nclass Thing:\n    size = 3\n"
+    )
+    (package / "table.csv").write_text("1,2")
+    (tmp_path / "unused.py").write_text("")
+    assert kernel.run("import helpers\nprint(helpers.f())", on("node1")).ok().text() == "first\n"
+    # What a definition imports that is replayed, and what a value needs to be unpickled.
+    kernel.run("import tools\ndef g():\n    from tools import table\n    return table\nthing = [tools.deep.Thing()]").ok()
+    assert kernel.run("print(g())", on("node2")).ok().text() == "1,2\n"
+    assert kernel.run("print(thing[0].size, helpers.f())", on("node2")).ok().text() == "3 first\n"
+    found = far.on("node2", "find /tmp/cellferry-*/*/modules -name '*.*' | sed 's,.*/modules/,,' | grep -v pycache | sort")
+    assert found.split() == ["helpers.py", "other.py", "tools/__init__.py", "tools/deep/__init__.py", "tools/deep/table.csv"]
+    # What has changed is sent again, to whoever imports it then.
+    (tmp_path / "other.py").write_text("WORD = 'second one'\n")
+    source = "import importlib\nimportlib.reload(helpers.other)\nprint(helpers.f())"
+    assert kernel.run(source, on("node1")).ok().text() == "second one\n"
+
+
+def test_a_value_alone_brings_its_module(far, kernel, tmp_path):
+    (tmp_path / "shapes.py").write_text("class Square:\n    def __init__(self, side):\n        self.area = side ** 2\n")
+    kernel.run("from shapes import Square as S\ns = {'all': [S(2), S(3)]}").ok()
+    assert kernel.run("t = [one.area for one in s['all']]\nprint(t)", on("node1")).ok().text() == "[4, 9]\n"

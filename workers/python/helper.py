@@ -573,6 +573,7 @@ def take(content):
         "missing": missing,
         "size": size,
         "kin": groups(names),
+        "modules": sorted(pickler.modules),
     }
     if size <= INLINE:
         reply["place"] = "inline"
@@ -863,6 +864,14 @@ def ask(kind, content, ident, parent):
                 return answer["content"]
 
 
+def fetch_modules(ident, parent):
+    """Waits until the notebook's own modules, as they are now, are where they are looked for."""
+    answer = ask("cellferry_modules", {}, ident, parent)
+    if answer["status"] != "ok":
+        raise FileError(answer["message"])
+    importlib.invalidate_caches()
+
+
 # The step that runs now, if it makes files.
 making = []
 
@@ -901,7 +910,12 @@ def execute(stream, ident, parent):
         shell.execution_count = order["count"]
     actions = order.get("actions") or ()
     before, failed = None, None
-    if order.get("keep") is not None:
+    if order.get("modules"):
+        try:
+            fetch_modules(ident, parent)
+        except BaseException as error:
+            failed = failure({"do": "files"}, error)
+    if order.get("keep") is not None and not failed:
         try:
             before = befores[order["run"]] = Before(order["keep"])
             before.patient = Patient()
@@ -996,8 +1010,9 @@ if real_stderr is not None:
 
     faulthandler.enable(real_stderr, all_threads=False)
 for place in PATHS:  # noqa: F821 - given by the kernel: where the notebook's own modules are
+    # Where IPython looks for them at home: before what is installed, after the standard library.
     if place not in sys.path:
-        sys.path.append(place)
+        sys.path.insert(sys.path.index("") if "" in sys.path else 0, place)
 hidden = set(namespace) - {"__name__"}
 kernel.shell_handlers["execute_request"] = execute
 kernel.post_handler_hook = report

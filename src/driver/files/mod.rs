@@ -1,36 +1,43 @@
 //! The files that steps read and make: brought to a step's machine before its cell runs, and home after it.
 //!
 //! The worker asks for it, since only there the variables stand that may hold the paths, and waits for the answer as it
-//! waits for input: so an interrupt reaches it, and the session sees nothing but a cell that runs.
+//! waits for input: so an interrupt reaches it, and the session sees nothing but a cell that runs. The user's own modules go
+//! the same way.
 
 mod answers;
 mod end;
+mod modules;
 mod remote;
 mod stage;
 
 pub use answers::Answers;
 pub use end::End;
+pub use modules::{MODULES, Modules};
 pub use remote::Remote;
-pub use stage::Way;
 
 use std::collections::HashMap;
 
 use cellferry_kernel::message::Message;
-use cellferry_wire::protocol::WorkerId;
+use cellferry_wire::protocol::{FilePath, WorkerId};
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use self::stage::{Item, Order};
+use self::modules::ModuleFiles;
+use self::stage::{AT_ONCE, Item, Order, Way};
 use super::agents::FromLocation;
+use crate::session::TargetName;
 use crate::target::shared::Shared;
+
+/// Modules are for their owner alone, as all that is in an agent's own directory.
+const MODULE_MODE: u32 = 0o600;
 
 /// What a worker asks for.
 #[derive(Debug, Deserialize)]
 pub struct Asked {
-    /// Which way.
-    pub way: Way,
+    way: Way,
     /// The cell's execution count.
     number: Option<u32>,
     /// Where the worker's working directory is.
@@ -55,39 +62,72 @@ pub struct Staging {
 
 /// What came of it.
 #[derive(Debug)]
-pub struct Staged {
-    /// The `msg_id` of the cell's request.
-    cell: String,
-    /// Set if the cell has read these files; they must be the same if it is run again to make something.
-    inputs: Option<(blake3::Hash, bool)>,
-    outcome: Result<(), String>,
+pub struct Staged(Result<Done, String>);
+
+#[derive(Debug)]
+enum Done {
+    /// The cell with this `msg_id` can read its files.
+    Read {
+        cell: String,
+        content: blake3::Hash,
+        /// Whether it must be what it was.
+        again: bool,
+    },
+    /// What a cell has made is at home.
+    Made,
+    /// The modules that a cell imports are there.
+    Modules(TargetName, ModuleFiles),
 }
 
 impl Staging {
-    /// Starts to bring what a worker asks for between `home` and where it is.
-    pub fn start(
+    /// Starts to bring what a worker asks for between home and where it is.
+    pub fn bring(
         &mut self,
         (worker, message, cell): (WorkerId, Message, String),
         asked: Asked,
-        (home, there): (End, End),
+        ends: (End, End),
         shared: Result<Shared, String>,
         events: mpsc::UnboundedSender<FromLocation>,
     ) {
+        let (way, again) = (asked.way, asked.again);
+        let bringing = async move {
+            let content = bring(asked, ends, shared).await?;
+            Ok(match way {
+                Way::In => Done::Read {
+                    cell,
+                    content,
+                    again,
+                },
+                Way::Out => Done::Made,
+            })
+        };
+        self.start(worker, message, bringing, events);
+    }
+
+    /// Starts to send modules to the directory `folder` of a far host.
+    pub fn send_modules(
+        &mut self,
+        (worker, message): (WorkerId, Message),
+        (remote, folder): (Remote, String),
+        files: ModuleFiles,
+        events: mpsc::UnboundedSender<FromLocation>,
+    ) {
+        let sending = async move {
+            send_modules(&remote, &folder, &files).await?;
+            Ok(Done::Modules(remote.target().clone(), files))
+        };
+        self.start(worker, message, sending, events);
+    }
+
+    fn start(
+        &mut self,
+        worker: WorkerId,
+        message: Message,
+        doing: impl Future<Output = Result<Done, String>> + Send + 'static,
+        events: mpsc::UnboundedSender<FromLocation>,
+    ) {
         let task = tokio::spawn(async move {
-            let (way, again) = (asked.way, asked.again);
-            let brought = bring(asked, &home, &there, shared).await;
-            let staged = match brought {
-                Ok(content) => Staged {
-                    cell,
-                    inputs: (way == Way::In).then_some((content, again)),
-                    outcome: Ok(()),
-                },
-                Err(reason) => Staged {
-                    cell,
-                    inputs: None,
-                    outcome: Err(reason),
-                },
-            };
+            let staged = Staged(doing.await);
             let _ = events.send(FromLocation::Staged(worker, staged));
         });
         if let Some((_, before)) = self.jobs.insert(worker, (message, task.abort_handle())) {
@@ -95,23 +135,36 @@ impl Staging {
         }
     }
 
-    /// Files have been brought, or could not be: the worker's message, and the content of the answer to it.
-    pub fn done(&mut self, worker: WorkerId, staged: Staged) -> Option<(Message, Value)> {
+    /// It is done, or cannot be: the worker's message, and the content of the answer to it.
+    pub fn done(
+        &mut self,
+        worker: WorkerId,
+        staged: Staged,
+        modules: &mut Modules,
+    ) -> Option<(Message, Value)> {
         let (message, _) = self.jobs.remove(&worker)?;
-        let outcome = match (staged.outcome, staged.inputs) {
-            (Ok(()), Some((content, true)))
-                if self
-                    .read
-                    .get(&staged.cell)
-                    .is_some_and(|read| *read != content) =>
-            {
+        let outcome = match staged.0 {
+            Ok(Done::Read {
+                cell,
+                content,
+                again: true,
+            }) if self.read.get(&cell).is_some_and(|read| *read != content) => {
                 Err("the files that it read have changed since".to_owned())
             }
-            (Ok(()), Some((content, false))) => {
-                self.read.insert(staged.cell, content);
+            Ok(Done::Read {
+                cell,
+                content,
+                again: false,
+            }) => {
+                self.read.insert(cell, content);
                 Ok(())
             }
-            (outcome, _) => outcome,
+            Ok(Done::Modules(target, files)) => {
+                modules.sent(&target, files);
+                Ok(())
+            }
+            Ok(Done::Read { .. } | Done::Made) => Ok(()),
+            Err(reason) => Err(reason),
         };
         let content = match outcome {
             Ok(()) => json!({"status": "ok"}),
@@ -130,8 +183,7 @@ impl Staging {
 
 async fn bring(
     asked: Asked,
-    home: &End,
-    there: &End,
+    (home, there): (End, End),
     shared: Result<Shared, String>,
 ) -> Result<blake3::Hash, String> {
     let order = Order {
@@ -145,7 +197,7 @@ async fn bring(
         Way::In => (home, there),
         Way::Out => (there, home),
     };
-    let brought = order.bring(from, to).await?;
+    let brought = order.bring(&from, &to).await?;
     if brought.files > 0 {
         tracing::info!(
             "{} files, {} bytes brought from `{}` to `{}`",
@@ -156,4 +208,24 @@ async fn bring(
         );
     }
     Ok(brought.content.finalize())
+}
+
+async fn send_modules(remote: &Remote, folder: &str, files: &ModuleFiles) -> Result<(), String> {
+    let sending = files.iter().map(|(path, file)| async move {
+        let to = FilePath {
+            base: Some(folder.to_owned()),
+            path: path.display().to_string(),
+        };
+        remote.put(&file.path, to, MODULE_MODE, file.size).await
+    });
+    // Collected: an iterator in a task of its own must outlive what it borrows.
+    let sending: Vec<_> = sending.collect();
+    let sent: Result<(), String> = stream::iter(sending)
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await;
+    sent.map_err(|reason| {
+        let target = remote.target();
+        format!("the notebook's own modules cannot be sent to `{target}`: {reason}")
+    })
 }

@@ -30,6 +30,11 @@ impl Remote {
         }
     }
 
+    /// Whose agent it is.
+    pub fn target(&self) -> &TargetName {
+        &self.target
+    }
+
     /// What there is.
     pub async fn list(&self, pattern: FilePath) -> Result<Listing, String> {
         let mut question = self.answers.open();

@@ -14,7 +14,7 @@ use crate::paths::Place;
 use crate::target::shared::Shared;
 
 /// How many files are on their way at once: small ones do not wait for each other's answers.
-const AT_ONCE: usize = 16;
+pub const AT_ONCE: usize = 16;
 
 /// What the owner must be able to do in a directory while it is filled.
 const FILLING: u32 = 0o700;
