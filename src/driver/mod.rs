@@ -8,6 +8,7 @@ mod carry;
 mod cells;
 mod comms;
 mod far;
+mod files;
 mod history;
 mod information;
 mod magics;
@@ -19,7 +20,7 @@ mod questions;
 mod values;
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -45,14 +46,15 @@ use self::carry::{Carried, Machine};
 use self::cells::Cells;
 use self::comms::Comms;
 use self::far::LinkState;
+use self::files::{Modules, Staging};
 use self::magics::Magic;
 use self::notices::{Notices, Wait};
 use self::questions::{Asker, Questions, Waiting};
 use self::values::Values;
 use crate::analysis::python::completion_root;
 use crate::session::{
-    Answer, Asked, Effect, Event, Gone, HOME, PassTo, Problem, Reply, RunId, Session, Taken,
-    TargetName,
+    Answer, Asked, Effect, Event, Gone, HOME, Orders, PassTo, Problem, Reply, RunId, Session,
+    Taken, TargetName,
 };
 
 /// How long answers may take to leave before the process ends: ZeroMQ has no linger here.
@@ -92,6 +94,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
     } = cellferry_kernel::bind(&file).await?;
     let values = Values::default();
     let (agents, mut events) = Agents::new(options.python, values.files.arrivals());
+    let modules = Modules::new(agents.folder().to_owned());
     let mut driver = Driver {
         outbox,
         author: Author::new(),
@@ -100,6 +103,8 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         cells: Cells::new(file.jupyter_session.as_deref()),
         agents,
         values,
+        staging: Staging::default(),
+        modules,
         comms: Comms::default(),
         running: HashMap::new(),
         held: HashMap::new(),
@@ -163,6 +168,8 @@ struct Driver {
     cells: Cells,
     agents: Agents,
     values: Values,
+    staging: Staging,
+    modules: Modules,
     comms: Comms,
     /// Runs in a worker, by the `msg_id` of the request that the worker got and sees as parent.
     running: HashMap<(WorkerId, String), RunId>,
@@ -510,6 +517,7 @@ impl Driver {
                     Gone::LocationLost
                 };
                 self.over(&target);
+                self.modules.lost(&target);
                 let carried = self.values.files.lost(&target);
                 for worker in self.agents.agent_gone(&target) {
                     self.gone(worker, problem.clone(), how).await;
@@ -552,6 +560,15 @@ impl Driver {
                     );
                 }
             }
+            FromLocation::Staged(worker, staged) => {
+                if let Some((asked, content)) = self.staging.done(worker, staged, &mut self.modules)
+                {
+                    let answer = self
+                        .author
+                        .message("cellferry_answer", Some(&asked), &content);
+                    self.tell_worker(worker, Channel::Stdin, parts(answer));
+                }
+            }
             FromLocation::TransferFailed { transfer, reason } => {
                 self.handle(Event::Taken(transfer, Taken::Failed(reason)))
                     .await;
@@ -584,6 +601,7 @@ impl Driver {
     /// Nothing more comes from a worker.
     fn forget(&mut self, worker: WorkerId) {
         self.agents.forget(worker);
+        self.staging.end(worker);
         self.shown.remove(&worker);
         self.going_back.remove(&worker);
         self.running.retain(|(other, _), _| *other != worker);
@@ -614,7 +632,11 @@ impl Driver {
                     .map(|status| status.execution_state)
                 {
                     Ok("busy") => self.handle(Event::Busy(worker, run)).await,
-                    Ok("idle") => self.handle(Event::Idle(worker, run)).await,
+                    Ok("idle") => {
+                        // It may have been interrupted while it waited for files.
+                        self.staging.end(worker);
+                        self.handle(Event::Idle(worker, run)).await
+                    }
                     _ => {}
                 }
                 return;
@@ -805,12 +827,61 @@ impl Driver {
 
     async fn input_request(&mut self, worker: WorkerId, message: Message) {
         let parent = message.parse_parent().unwrap_or_default();
+        let header = message.parse_header();
+        match header.as_ref().map(|header| &*header.msg_type) {
+            Ok("cellferry_files") => return self.stage(worker, message, parent.msg_id),
+            Ok("cellferry_modules") => return self.send_modules(worker, message),
+            _ => {}
+        }
         match self.run_of(worker, &parent.msg_id) {
             Some(run) => {
                 self.handle(Event::Asks(worker, run)).await;
                 self.say(run, worker, Channel::Stdin, message);
             }
             None => tracing::warn!("worker {} asks for input outside a cell", worker.0),
+        }
+    }
+
+    /// A worker waits for files of its cell, or for them to be brought home.
+    fn stage(&mut self, worker: WorkerId, message: Message, cell: String) {
+        let asked: files::Asked = match message.parse_content() {
+            Ok(asked) => asked,
+            Err(error) => {
+                tracing::error!(
+                    "worker {} asks for files in a way that cannot be read: {error}",
+                    worker.0
+                );
+                return;
+            }
+        };
+        let shared = self.cells.targets().and_then(|targets| targets.shared());
+        let shared = shared.map_err(|error| error.to_string());
+        let ends = self
+            .agents
+            .ends(worker, asked.folder.clone(), asked.home.clone());
+        if let Some(ends) = ends {
+            let events = self.agents.events();
+            self.staging
+                .bring((worker, message, cell), asked, ends, shared, events);
+        }
+    }
+
+    /// Whether modules must be sent to a far host before a cell runs there.
+    fn lacks_modules(&mut self, target: &TargetName, orders: &Orders) -> bool {
+        let source = self.cells.code(&orders.request);
+        let imported = orders::imported(&source, orders, &self.values);
+        !self.modules.lacking(target, imported).is_empty()
+    }
+
+    /// A worker on a far host waits for modules.
+    fn send_modules(&mut self, worker: WorkerId, message: Message) {
+        if let (Some(remote), Some(folder)) =
+            (self.agents.remote(worker), self.agents.modules(worker))
+        {
+            let files = self.modules.lacking(remote.target(), BTreeSet::new());
+            let events = self.agents.events();
+            self.staging
+                .send_modules((worker, message), (remote, folder), files, events);
         }
     }
 
@@ -890,7 +961,13 @@ impl Driver {
                     .is_some_and(|target| &**target == HOME);
                 let machine = self.agents.machine(worker).unwrap_or(Machine::Home);
                 let segments = self.agents.segment_dir(&machine).unwrap_or_default();
-                let parts = orders::execute_parts(run, *orders, at_home, &self.values, &segments);
+                let lacks_modules = match &machine {
+                    Machine::Home => false,
+                    Machine::Far(target) => self.lacks_modules(target, &orders),
+                };
+                let values = &self.values;
+                let parts =
+                    orders::execute_parts(run, *orders, at_home, lacks_modules, values, &segments);
                 self.tell_worker(worker, Channel::Shell, parts);
             }
             Effect::Take {
@@ -1021,7 +1098,7 @@ impl Driver {
     }
 
     fn install_helper(&mut self, worker: WorkerId) {
-        let message = orders::helper_message(&self.author, &self.agents.module_paths(worker));
+        let message = orders::helper_message(&self.author, self.agents.modules(worker));
         self.tell_worker(worker, Channel::Shell, parts(message));
     }
 
