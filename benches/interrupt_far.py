@@ -16,13 +16,13 @@ SIZE = 1_000_000_000
 BOUND = 0.2  # seconds
 
 TALK = """
-import time
+talk[0]
 try:
     while True:
-        print(repr(time.time()), flush=True)
+        print(f"{time.time()!r}\\n", end="", flush=True)
         time.sleep(0.02)
 except KeyboardInterrupt:
-    print("stopped", repr(time.time()), flush=True)
+    print(f"stopped {time.time()!r}\\n", end="", flush=True)
     raise
 """
 
@@ -74,8 +74,14 @@ def measure(title, bed, path, way):
         try:
             maker, reader = (None, "node1") if way == "up" else ("node1", "local")
             for target in (None, "local", "node1"):
-                kernel.seconds("import numpy as np", target)
-            kernel.seconds(f"array = np.random.default_rng({number}).random({SIZE // 8})", maker)
+                kernel.seconds("import time, numpy as np", target)
+            # At once, so in two workers of that host: the one that talks is not the one that holds the array.
+            kernel.wait(
+                {
+                    kernel.send("talk = [0] * 1_000_000\ntime.sleep(1)", "node1"),
+                    kernel.send(f"array = np.random.default_rng({number}).random({SIZE // 8})", maker),
+                }
+            )
             took, more = interrupted(kernel, bed, reader)
         finally:
             kernel.close()
