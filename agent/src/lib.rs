@@ -12,7 +12,7 @@ pub mod attach;
 mod brake;
 mod direct;
 mod exit;
-mod files;
+pub mod files;
 mod growing;
 pub mod guard;
 mod machine;
@@ -27,6 +27,8 @@ mod transfers;
 mod worker;
 
 pub use agent::Agent;
+pub use growing::Growing;
+pub use pool::Pool;
 pub use run_dir::RunDir;
 pub use serve::serve;
 
