@@ -164,5 +164,5 @@ def test_workers_of_a_host_run_steps_side_by_side(bed, hosts, kernel):
     meet = "pathlib.Path('met{}').touch()\nwhile not pathlib.Path('met{}').exists(): time.sleep(0.05)\nprint(os.getpid())"
     runs = [kernel.send(meet.format(i, 1 - i), on("node1")) for i in range(2)]
     kernel.finish(*runs)
-    bed.on("node1", "rm met0 met1")
+    bed.on("node1", "rm /home/alice/met0 /home/alice/met1")
     assert len({run.ok().text() for run in runs}) == 2
