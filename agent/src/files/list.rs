@@ -76,16 +76,16 @@ pub fn exists(pattern: &FilePath) -> Result<bool, String> {
 /// Whether a path below a base is one that the pattern names, or in a directory that it names.
 pub fn is_named(pattern: &str, path: &Path) -> bool {
     let mut pattern = PathBuf::from(pattern);
-    let is_plain = |path: &Path| path == pattern;
-    if path.ancestors().any(is_plain) {
+    // The last is empty: the base itself.
+    let above = || path.ancestors().filter(|path| !path.as_os_str().is_empty());
+    if above().any(|path| path == pattern) {
         return true;
     }
     for_all(&mut pattern);
     let Some(Ok(glob)) = pattern.to_str().map(Pattern::new) else {
         return false;
     };
-    path.ancestors()
-        .any(|path| glob.matches_path_with(path, SHELL))
+    above().any(|path| glob.matches_path_with(path, SHELL))
 }
 
 /// A pattern that ends with `**` means files, too.
