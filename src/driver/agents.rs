@@ -655,6 +655,14 @@ pub fn how(exit: &Exit) -> Gone {
     }
 }
 
+/// In which way a worker did not start: whether something killed it, or another one would not start either.
+pub fn how_failed(failure: &StartFailure) -> Gone {
+    match failure {
+        StartFailure::Exited { exit, .. } if how(exit) == Gone::Killed => Gone::Killed,
+        _ => Gone::NotStarted,
+    }
+}
+
 /// Sends a file in pieces; gives up without a word when it is gone, since then nobody needs it.
 async fn upload(
     sender: &Sender<ToAgent>,

@@ -408,7 +408,7 @@ impl Driver {
     fn ask(&mut self) {
         let mut later = Vec::new();
         for waiting in std::mem::take(&mut self.questions.waiting) {
-            let Some((_, asked)) = self.session.asked_on(&waiting.target).into_iter().next() else {
+            let Some(asked) = self.session.asked_on(&waiting.target).into_iter().next() else {
                 later.push(waiting);
                 continue;
             };
@@ -437,28 +437,22 @@ impl Driver {
     /// Shows how long cells have been waiting for hosts.
     fn notice(&mut self) {
         for target in self.notices.targets() {
-            for (run, asked) in self.session.asked_on(&target) {
-                if let Some((msg_type, content)) = self.notices.show(&target, run) {
-                    self.publish(
-                        self.author
-                            .message(msg_type, Some(&asked.message), &content),
-                    );
-                }
-            }
+            let cells = self.session.asked_on(&target);
+            let notices = self.notices.show(&target, &cells, &self.author);
+            notices.into_iter().for_each(|notice| self.publish(notice));
         }
     }
 
     /// Cells need not wait for a host any more: the notices go.
     fn over(&mut self, target: &TargetName) {
-        for (run, content) in self.notices.over(target) {
-            let asked = self.session.request(run).cloned();
-            let message = self.author.message(
-                "update_display_data",
-                asked.as_ref().map(|asked| &asked.message),
-                &content,
-            );
-            self.publish(message);
-        }
+        let notices = self.notices.over(target, &self.author);
+        notices.into_iter().for_each(|notice| self.publish(notice));
+    }
+
+    /// A cell ends: the notices under it go.
+    fn ends(&mut self, asked: &Asked) {
+        let notices = self.notices.ends(asked, &self.author);
+        notices.into_iter().for_each(|notice| self.publish(notice));
     }
 
     // --- from agents
@@ -496,7 +490,8 @@ impl Driver {
             }
             FromLocation::Message(_, FromAgent::WorkerFailed { worker, failure }) => {
                 let problem = self.agents.start_problem(worker, &failure);
-                self.gone(worker, problem, Gone::NotStarted).await;
+                self.gone(worker, problem, agents::how_failed(&failure))
+                    .await;
             }
             FromLocation::Message(
                 _,
@@ -556,7 +551,7 @@ impl Driver {
             }
             FromLocation::Tell(target, text) => {
                 tracing::info!("`{target}`: {text}");
-                if let Some((_, asked)) = self.session.asked_on(&target).into_iter().next() {
+                if let Some(asked) = self.session.asked_on(&target).first() {
                     let content =
                         json!({"name": "stderr", "text": format!("{}\n", text.trim_end())});
                     self.publish(
@@ -930,6 +925,7 @@ impl Driver {
             }
             Effect::Answer(asked, answer) => {
                 self.again.forget(&asked.header.msg_id);
+                self.ends(&asked);
                 self.answer_ourselves(&asked, &answer);
             }
             Effect::Reply(asked, mut message) => {
@@ -937,6 +933,7 @@ impl Driver {
                     .again
                     .done(&asked.header.msg_id, &asked.message, &self.author);
                 last.into_iter().for_each(|message| self.publish(message));
+                self.ends(&asked);
                 message.parent_header = asked.message.header.clone();
                 self.send(&asked, *message);
             }

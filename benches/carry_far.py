@@ -1,0 +1,144 @@
+"""A NumPy array of 1 GB from home to a far host, from there to home, and from one host to another, against `scp` of as many
+bytes; on the machine itself and over a link of 100 Mbit/s and 20 ms, there with 100 MB unless `--full` is given.
+
+Everything that `scp` reads and writes is in memory. A step's time is taken less that of a no-op step; a login of `scp` counts,
+as users wait for it, too. Noise does not compress, so neither side gains by that."""
+
+import statistics
+import sys
+from pathlib import Path
+
+from common import Kernel, in_turn
+from far import hosts, seconds, slow
+from processes import resident_bytes
+
+COUNT = 5
+BOUND = 0.9  # of scp's rate
+AT_HOME = 0.01  # of the bytes, when a value goes from host to host
+MEMORY = 100e6  # bytes that the kernel's process may have grown by
+HERE, THERE = Path("/dev/shm/cellferry-bench"), "/dev/shm/bench"
+
+
+def rate(size, seconds):
+    return f"{size / seconds / 1e6:7.1f} MB/s"
+
+
+def report(title, size, ours, theirs, peer="scp"):
+    """As `common.report`, of rates: more is better."""
+    mine, other = statistics.median(ours), statistics.median(theirs)
+    held = other / mine >= BOUND
+    print(
+        f"{title:34s} cellferry {rate(size, mine)}  {peer} {rate(size, other)}  "
+        f"ratio {other / mine:6.3f}  at least {BOUND:g}  {'ok' if held else 'MISSED'}",
+        flush=True,
+    )
+    return held
+
+
+class Carrier:
+    """A kernel, and files for `scp`."""
+
+    def __init__(self, bed, path, size):
+        self.bed, self.size = bed, size
+        self.kernel = Kernel("cellferry", path)
+        self.number = 0
+        for target in (None, "node1", "node2"):
+            self.kernel.seconds("import numpy as np", target)
+        self.before = resident_bytes(self.kernel.pid)
+        self.most = self.before
+
+    def carried(self, maker, reader):
+        """Makes an array in one place and reads it in another: the seconds that takes beyond a no-op."""
+        self.number += 1
+        kernel = self.kernel
+        kernel.seconds(f"array = np.random.default_rng({self.number}).random({self.size // 8})", maker)
+        kernel.seconds("0", reader)
+        taken = kernel.seconds("array[0]", reader) - kernel.seconds("0", reader)
+        self.most = max(self.most, resident_bytes(kernel.pid))
+        return taken
+
+    def close(self):
+        self.kernel.close()
+
+
+def links(title, bed, path, size, count):
+    carrier = Carrier(bed, path, size)
+    try:
+        for target in ("node1", "node2"):  # both the first time
+            carrier.carried(None, target)
+        up = in_turn(
+            count,
+            ours=lambda: carrier.carried(None, "node1"),
+            scp=lambda: seconds("scp", HERE, f"node1:{THERE}"),
+        )
+        down = in_turn(
+            count,
+            ours=lambda: carrier.carried("node1", None),
+            scp=lambda: seconds("scp", f"node1:{THERE}", HERE),
+        )
+        bytes_at_home = []
+
+        def across():
+            carrier.kernel.seconds("0", "node2")
+            before = bed.traffic()
+            taken = carrier.carried("node1", "node2")
+            bytes_at_home.append(bed.traffic() - before)
+            return taken
+
+        across = in_turn(
+            count,
+            ours=across,
+            scp=lambda: seconds("ssh", "node1", f"scp {THERE} node2:{THERE}"),
+        )
+        grown = carrier.most - carrier.before
+    finally:
+        carrier.close()
+    what = f"{size / 1e9:g} GB array, {title}"
+    results = [
+        report(f"{what}, home to host", size, up["ours"], up["scp"]),
+        report(f"{what}, host to home", size, down["ours"], down["scp"]),
+        report(f"{what}, host to host", size, across["ours"], across["scp"]),
+    ]
+    share = statistics.median(bytes_at_home) / size
+    results += [share < AT_HOME, grown < MEMORY]
+    print(
+        f"{'':34s} of the last, {100 * share:.3f} % of the bytes passed home  under {100 * AT_HOME:g} %  "
+        f"{'ok' if share < AT_HOME else 'MISSED'}"
+    )
+    print(
+        f"{'':34s} the kernel grew by {grown / 1e6:.1f} MB  under {MEMORY / 1e6:g} MB  {'ok' if grown < MEMORY else 'MISSED'}",
+        flush=True,
+    )
+    return all(results)
+
+
+def main(full=False):
+    with hosts() as (bed, path):
+        # So that one host can log in to the other, as scp needs it.
+        for name in ("id_ed25519", "known_hosts"):
+            bed.write("node1", f".ssh/{name}", (bed.home / ".ssh" / name).read_text())
+        bed.on("node1", "chmod -R go= ~/.ssh", user=bed.user)
+        try:
+            size = 1_000_000_000
+            noise(size)
+            results = [links("loopback", bed, path, size, COUNT)]
+            size = size if full else size // 10
+            noise(size)
+            with slow(bed, "node1", "node2"):
+                results.append(links("slow link", bed, path, size, 1 if full else 3))
+        finally:
+            HERE.unlink(missing_ok=True)
+    return all(results)
+
+
+def noise(size):
+    """The file that is copied."""
+    with HERE.open("wb") as file:
+        seconds_of = Path("/dev/urandom").open("rb")
+        with seconds_of as source:
+            for _ in range(size // 1_000_000):
+                file.write(source.read(1_000_000))
+
+
+if __name__ == "__main__":
+    sys.exit(not main("--full" in sys.argv[1:]))
