@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cellferry_wire::protocol::{FromAgent, ToAgent};
-use cellferry_wire::{Connection, Line, Receiver};
+use cellferry_wire::{Connection, Line, Receiver, WireError};
 use nix::unistd::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
@@ -129,6 +129,11 @@ where
             Some(stream) = links.recv() => stream,
             Some(ended) = streams.join_next() => match ended {
                 Ok(Ok(())) => return,
+                // Whoever started us is of another build, so nobody will ever carry this conversation.
+                Ok(Err(error @ WireError::Build { .. })) if line.heard().is_none() => {
+                    tracing::error!("{error}");
+                    return;
+                }
                 Ok(Err(error)) => {
                     tracing::info!("a link ended: {error}");
                     continue;

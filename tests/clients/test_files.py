@@ -134,6 +134,17 @@ def test_what_is_missing_is_an_error_under_the_cell(targets, kernel, tmp_path, s
     assert kernel.run("print(1)", on("left")).ok().text() == "1\n"
 
 
+def test_at_home_files_are_only_looked_for(targets, kernel, tmp_path):
+    (tmp_path / "a").write_text("a")
+    metadata = files(**{"in": ["a"], "out": ["b*"]})
+    metadata["workflow"]["target"] = "home"
+    kernel.run("open('b', 'w').write(open('a').read())", metadata).ok()
+    (tmp_path / "b").unlink()
+    assert "`b*`, an output of cell [2], is not on `home`" in kernel.run("1", metadata).error
+    (tmp_path / "a").unlink()
+    assert f"there is no `{tmp_path}/a`" in kernel.run("1", metadata).error
+
+
 def test_what_a_failing_cell_has_made_comes_home(targets, kernel, tmp_path):
     run = kernel.run("open('log', 'w').write('so far')\n1 / 0", files(out=["log", "never", {"name": "unbound"}]))
     assert run.error == "ZeroDivisionError: division by zero" and len(run.of_type("error")) == 1
