@@ -25,6 +25,7 @@ use super::carry::Machine;
 use super::cells::Cells;
 use super::far::{Far, LinkState};
 use super::files::{End, MODULES, Remote, Staged};
+use super::host::Host;
 use crate::session::{Gone, HOME, Problem, TargetName};
 use crate::target::config::{ConfigError, Place, Ssh, Target};
 use crate::target::home::{HomePython, home_python};
@@ -258,9 +259,12 @@ impl Agents {
                 Place::Local if &**target == HOME => self.here()?,
                 Place::Local => self.process(target).await?,
                 Place::Ssh(ssh) => Link::Far(Far::start(
-                    target.clone(),
-                    ssh.clone(),
-                    self.run_dir.as_ref().map(|dir| dir.path().to_owned()),
+                    Host {
+                        target: target.clone(),
+                        ssh: ssh.clone(),
+                        run_dir: self.run_dir.as_ref().map(|dir| dir.path().to_owned()),
+                        events: self.events.clone(),
+                    },
                     self.arrivals.clone(),
                     self.events.clone(),
                 )),

@@ -1,29 +1,26 @@
-//! A far host: the connection to its agent, and what happens when the link drops.
+//! A conversation with an agent elsewhere, and what happens when its link drops.
 //!
 //! The conversation with the agent outlives the link. While there is none, what we say is kept here and what the
-//! agent says is kept there; a new link goes on where the old one ended. Only when the host stays away for longer
-//! than the target's patience, or its agent has ended, is the location lost.
+//! agent says is kept there; a new link goes on where the old one ended. Only when the agent stays away for longer
+//! than the target's patience, or has ended, is the location lost.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cellferry_ssh::{Ask, Client, Exit, Options, Process, Question, SshError, Transport};
+use cellferry_ssh::{Client, Exit, Process};
 use cellferry_wire::protocol::{FromAgent, ToAgent};
 use cellferry_wire::{Connection, Line, Receiver, Sender, WireError};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use zeroize::Zeroizing;
 
 use super::agents::FromLocation;
 use super::arrivals::Arrivals;
 use super::files::Answers;
 use crate::session::{Problem, TargetName};
-use crate::target::config::Ssh;
 use crate::target::ssh::agents;
-use crate::target::ssh::bootstrap::{self, BootstrapError};
+use crate::target::ssh::bootstrap;
 
 /// How long to wait between attempts to reconnect: the first, and the longest.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -63,11 +60,9 @@ pub enum LinkState {
 }
 
 impl Far {
-    /// Starts to connect; what comes of it are events. `run_dir` is for what is open while it is connected.
+    /// Starts to connect; what comes of it are events.
     pub fn start(
-        target: TargetName,
-        ssh: Ssh,
-        run_dir: Option<PathBuf>,
+        way: impl Way + 'static,
         arrivals: Arc<Arrivals>,
         events: mpsc::UnboundedSender<FromLocation>,
     ) -> Self {
@@ -75,22 +70,20 @@ impl Far {
         let (connection, line) = Connection::<ToAgent, FromAgent>::resumable(id);
         let Connection { sender, receiver } = connection;
         let (end, ending) = mpsc::unbounded_channel();
-        let host = Host {
-            target,
-            ssh,
-            run_dir,
-            id,
+        let keeper = Keeper {
+            way,
+            conversation: uuid::Uuid::from_bytes(id).simple().to_string(),
             events,
         };
         let farewell = sender.clone();
         let answers = Arc::new(Answers::default());
         let files = answers.clone();
         tokio::spawn(async move {
-            let target = host.target.clone();
-            let events = host.events.clone();
+            let target = keeper.way.location().clone();
+            let events = keeper.events.clone();
             let hearing = hear(receiver, target.clone(), (arrivals, files), events.clone());
             let hearing = tokio::spawn(hearing);
-            let problem = host.live(&line, farewell, ending).await;
+            let problem = keeper.live(&line, farewell, ending).await;
             line.close();
             // All that had come is passed on before the end is told.
             let _ = hearing.await;
@@ -153,16 +146,8 @@ async fn hear(
     answers.close();
 }
 
-struct Host {
-    target: TargetName,
-    ssh: Ssh,
-    run_dir: Option<PathBuf>,
-    id: [u8; 16],
-    events: mpsc::UnboundedSender<FromLocation>,
-}
-
 /// Why one link came to its end, or never was.
-enum Broken {
+pub enum Broken {
     /// The conversation has ended as it should.
     Over,
     /// It can be tried again.
@@ -171,7 +156,50 @@ enum Broken {
     Lost(Problem),
 }
 
-impl Host {
+/// How links to one agent are made, and what is told of it.
+#[async_trait]
+pub trait Way: Send + Sync {
+    /// Where the agent is.
+    fn location(&self) -> &TargetName;
+
+    /// How long it may be out of reach.
+    fn patience(&self) -> Duration;
+
+    /// Opens a byte stream to the agent in a conversation; `known` if it has answered in it before.
+    async fn open(&self, conversation: &str, known: bool) -> Result<Opened, Broken>;
+
+    /// Whether the first link is tried for as long as one that was lost.
+    fn is_patient(&self) -> bool {
+        false
+    }
+
+    /// It cannot be used, for this reason.
+    fn problem(&self, reason: &str) -> Problem;
+
+    /// It has stayed away for too long.
+    fn lost(&self) -> Problem;
+
+    /// Its agent has ended.
+    fn gone(&self) -> Problem;
+}
+
+/// A byte stream to an agent.
+pub struct Opened {
+    /// The command that carries it.
+    pub process: Process,
+    /// The connection that the command runs over.
+    pub client: Arc<Client>,
+    /// Whether nothing else runs over it.
+    pub alone: bool,
+}
+
+struct Keeper<W> {
+    way: W,
+    conversation: String,
+    events: mpsc::UnboundedSender<FromLocation>,
+}
+
+impl<W: Way> Keeper<W> {
     /// Keeps the link up until the location is lost or not wanted any more; what to tell of a loss.
     async fn live(
         self,
@@ -202,7 +230,7 @@ impl Host {
         loop {
             let over = async {
                 match lost {
-                    Some(since) => sleep_until(since + self.ssh.patience).await,
+                    Some(since) => sleep_until(since + self.way.patience()).await,
                     None => std::future::pending().await,
                 }
             };
@@ -215,7 +243,7 @@ impl Host {
                 loop {
                     tokio::select! {
                         broken = &mut link => break (carried, broken),
-                        () = &mut over, if !carried => break (false, Broken::Lost(self.lost())),
+                        () = &mut over, if !carried => break (false, Broken::Lost(self.way.lost())),
                         changed = up.changed(), if !carried => {
                             carried = changed.is_ok() && *up.borrow_and_update();
                             if carried && lost.is_some() {
@@ -233,33 +261,39 @@ impl Host {
             let reason = match broken {
                 Broken::Over => return Problem::new("AgentEnded", String::new()),
                 Broken::Lost(problem) => return problem,
-                Broken::Again(reason) if !known => return self.problem(&reason),
+                Broken::Again(reason) if !known && !self.way.is_patient() => {
+                    return self.way.problem(&reason);
+                }
                 Broken::Again(reason) => reason,
             };
             let since = *lost.get_or_insert_with(Instant::now);
-            if since.elapsed() >= self.ssh.patience {
-                return self.lost();
+            if since.elapsed() >= self.way.patience() {
+                return self.way.lost();
             }
             self.say(LinkState::Lost {
                 reason,
                 since: line.heard().unwrap_or(since),
             });
-            sleep(pause.min(self.ssh.patience)).await;
+            sleep(pause.min(self.way.patience())).await;
             pause = (pause * 2).min(AGAIN.1);
         }
     }
 
     /// One link, from login to its end.
     async fn link(&self, line: &Line, known: bool) -> Broken {
-        let connecting = self.connect(known);
+        let connecting = self.way.open(&self.conversation, known);
         let connected = if known {
             let late = |_| Err(Broken::Again("the host does not answer".to_owned()));
             timeout(ATTEMPT, connecting).await.unwrap_or_else(late)
         } else {
             connecting.await
         };
-        let (client, process) = match connected {
-            Ok(both) => both,
+        let Opened {
+            process,
+            client,
+            alone,
+        } = match connected {
+            Ok(opened) => opened,
             Err(broken) => return broken,
         };
         let Process {
@@ -274,7 +308,9 @@ impl Host {
         };
         let broken = match outcome {
             Ok(()) => Broken::Over,
-            Err(WireError::Forgotten | WireError::OtherConversation) => Broken::Lost(self.gone()),
+            Err(WireError::Forgotten | WireError::OtherConversation) => {
+                Broken::Lost(self.way.gone())
+            }
             Err(error) if error.is_lost_link() => {
                 let mut words = Vec::new();
                 let ended = timeout(LAST_WORDS_LIMIT, async {
@@ -282,147 +318,44 @@ impl Host {
                     exit.wait().await
                 });
                 if bootstrap::says_gone(&ended.await.unwrap_or(Exit::Lost)) {
-                    Broken::Lost(self.gone())
+                    Broken::Lost(self.way.gone())
                 } else {
                     let words = String::from_utf8_lossy(&words);
                     Broken::Again(format!("{error}\n{}", words.trim()).trim().to_owned())
                 }
             }
-            Err(WireError::Build { theirs, ours }) => Broken::Lost(self.other_build(&theirs, ours)),
-            Err(error) => Broken::Lost(self.problem(&error.to_string())),
+            Err(WireError::Build { theirs, ours }) => {
+                Broken::Lost(other_build(self.way.location(), &theirs, ours))
+            }
+            Err(error) => Broken::Lost(self.way.problem(&error.to_string())),
         };
-        let _ = timeout(LAST_WORDS_LIMIT, client.disconnect()).await;
+        if alone {
+            let _ = timeout(LAST_WORDS_LIMIT, client.disconnect()).await;
+        }
         broken
-    }
-
-    async fn connect(&self, known: bool) -> Result<(Client, Process), Broken> {
-        let options = Options {
-            user: self.ssh.user.clone(),
-            port: self.ssh.port,
-            config: self.ssh.config.clone(),
-            transport: if self.ssh.openssh {
-                Transport::OpenSsh
-            } else {
-                Transport::Russh
-            },
-            runtime_dir: self.run_dir.clone(),
-            ..Options::new(&self.ssh.host)
-        };
-        let ask = Arc::new(Asker {
-            target: self.target.clone(),
-            events: self.events.clone(),
-        });
-        let client = cellferry_ssh::connect(&options, ask)
-            .await
-            .map_err(|error| self.refused(error, known))?;
-        let conversation = uuid::Uuid::from_bytes(self.id).simple().to_string();
-        let patience = self.ssh.patience.as_secs().max(1);
-        match bootstrap::attach(&client, &conversation, patience, known).await {
-            Ok(process) => Ok((client, process)),
-            Err(BootstrapError::Gone) => Err(Broken::Lost(self.gone())),
-            Err(BootstrapError::Ssh(error)) => Err(self.refused(error, known)),
-            Err(error @ BootstrapError::Broken(_)) => Err(Broken::Again(error.to_string())),
-            Err(error) => Err(Broken::Lost(self.problem(&error.to_string()))),
-        }
-    }
-
-    /// A login that failed: while a link is lost, only what time cannot mend ends the waiting.
-    fn refused(&self, error: SshError, known: bool) -> Broken {
-        if known && may_pass(&error) {
-            Broken::Again(error.to_string())
-        } else {
-            Broken::Lost(self.problem(&error.to_string()))
-        }
     }
 
     fn say(&self, state: LinkState) {
         let _ = self
             .events
-            .send(FromLocation::Link(self.target.clone(), state));
-    }
-
-    fn problem(&self, reason: &str) -> Problem {
-        Problem::new(
-            "SshError",
-            format!("`{}` cannot be used: {reason}", self.target),
-        )
-    }
-
-    fn other_build(&self, theirs: &str, ours: &str) -> Problem {
-        let from: Vec<String> = agents::directories()
-            .iter()
-            .map(|path| format!("`{}`", path.display()))
-            .collect();
-        Problem::new(
-            "AgentError",
-            format!(
-                "the agent for `{}`, from {}, is of build {theirs}, and this kernel of build {ours}: they would not \
-                 understand each other; restart the kernel, which is older than the agent if Cellferry was upgraded \
-                 meanwhile, or install both anew",
-                self.target,
-                from.join(", ")
-            ),
-        )
-    }
-
-    fn lost(&self) -> Problem {
-        Problem::new(
-            "LocationLost",
-            format!(
-                "the link to `{0}` was lost and did not come back within {1} (`patience` under [targets.{0}] in cellferry.toml), \
-                 so its workers count as lost; the next cell on `{0}` connects anew",
-                self.target,
-                humantime::format_duration(self.ssh.patience)
-            ),
-        )
-    }
-
-    fn gone(&self) -> Problem {
-        Problem::new(
-            "LocationLost",
-            format!(
-                "the agent of `{0}` has ended, and its workers with it: the host was started anew, or the agent was killed; \
-                 the next cell on `{0}` starts a new one",
-                self.target
-            ),
-        )
+            .send(FromLocation::Link(self.way.location().clone(), state));
     }
 }
 
-/// Whether time alone may mend what kept us from logging in.
-fn may_pass(error: &SshError) -> bool {
-    match error {
-        SshError::Jump { source, .. } => may_pass(source),
-        SshError::Resolve { .. }
-        | SshError::Connect { .. }
-        | SshError::Timeout { .. }
-        | SshError::ProxyCommand { .. }
-        | SshError::Handshake { .. }
-        | SshError::Closed { .. }
-        | SshError::Refused { .. }
-        | SshError::OpenSsh { .. }
-        | SshError::Local { .. } => true,
-        _ => false,
-    }
-}
-
-/// Asks the user in the notebook, under the cell that waits for the target.
-struct Asker {
-    target: TargetName,
-    events: mpsc::UnboundedSender<FromLocation>,
-}
-
-#[async_trait]
-impl Ask for Asker {
-    async fn ask(&self, question: Question) -> Option<Zeroizing<String>> {
-        let (answer, answered) = oneshot::channel();
-        let asked = FromLocation::Ask(self.target.clone(), question, answer);
-        self.events.send(asked).ok()?;
-        answered.await.ok()?
-    }
-
-    fn tell(&self, text: &str) {
-        let told = FromLocation::Tell(self.target.clone(), text.to_owned());
-        let _ = self.events.send(told);
-    }
+/// Its agent does not understand this kernel.
+fn other_build(location: &str, theirs: &str, ours: &str) -> Problem {
+    let from: Vec<String> = agents::directories()
+        .iter()
+        .map(|path| format!("`{}`", path.display()))
+        .collect();
+    Problem::new(
+        "AgentError",
+        format!(
+            "the agent for `{}`, from {}, is of build {theirs}, and this kernel of build {ours}: they would not \
+             understand each other; restart the kernel, which is older than the agent if Cellferry was upgraded \
+             meanwhile, or install both anew",
+            location,
+            from.join(", ")
+        ),
+    )
 }

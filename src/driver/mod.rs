@@ -10,6 +10,7 @@ mod comms;
 mod far;
 mod files;
 mod history;
+mod host;
 mod information;
 mod magics;
 mod notices;

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use super::agents::{self, FromLocation};
 use super::arrivals::Arrivals;
 use super::far::Far;
+use super::host::Host;
 use crate::session::{Problem, TargetName};
 use crate::target::config::{Ssh, Target};
 
@@ -25,7 +26,13 @@ pub async fn probe(
     let name: TargetName = target.name.as_str().into();
     let (events, mut inbox) = mpsc::unbounded_channel();
     let arrivals = Arc::new(Arrivals::default());
-    let far = Far::start(name, ssh.clone(), None, arrivals, events);
+    let host = Host {
+        target: name,
+        ssh: ssh.clone(),
+        run_dir: None,
+        events: events.clone(),
+    };
+    let far = Far::start(host, arrivals, events);
     let seat = agents::seat_there(target, ssh);
     let worker = WorkerId(1);
     let spec = agents::spec_there(target);
