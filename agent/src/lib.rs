@@ -10,7 +10,7 @@ pub mod attach;
 mod brake;
 mod direct;
 mod exit;
-mod files;
+pub mod files;
 mod growing;
 pub mod guard;
 mod machine;
@@ -25,6 +25,8 @@ mod transfers;
 mod worker;
 
 pub use agent::Agent;
+pub use growing::Growing;
+pub use pool::Pool;
 pub use run_dir::RunDir;
 pub use serve::serve;
 

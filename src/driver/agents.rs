@@ -24,6 +24,7 @@ use super::arrivals::Arrivals;
 use super::carry::Machine;
 use super::cells::Cells;
 use super::far::{Far, LinkState};
+use super::files::{End, MODULES, Remote, Staged};
 use crate::session::{Gone, HOME, Problem, TargetName};
 use crate::target::config::{ConfigError, Place, Ssh, Target};
 use crate::target::home::{HomePython, home_python};
@@ -54,6 +55,8 @@ pub enum FromLocation {
         /// Why.
         reason: String,
     },
+    /// Files have been brought for a worker, or could not be.
+    Staged(WorkerId, Staged),
     /// An agent has ended, or its location is lost: with what to tell of it.
     AgentGone(TargetName, Problem),
     /// The link to a far agent dropped, or is back.
@@ -436,6 +439,43 @@ impl Agents {
         Ok(())
     }
 
+    /// The files of the far host that a worker is on.
+    pub fn remote(&self, worker: WorkerId) -> Option<Remote> {
+        let target = &self.workers.get(&worker)?.target;
+        match self.links.get(target)? {
+            Link::Far(far) => Some(Remote::new(
+                target.clone(),
+                far.sender.clone(),
+                far.answers.clone(),
+            )),
+            Link::Here(_) | Link::Process { .. } => None,
+        }
+    }
+
+    /// Between what files go for a worker whose working directory is `folder`: home, and where it is.
+    pub fn ends(&self, worker: WorkerId, folder: String, home: String) -> Option<(End, End)> {
+        let target = &self.workers.get(&worker)?.target;
+        let remote = self.remote(worker);
+        let here = End {
+            target: HOME.into(),
+            base: self.home_dir.display().to_string(),
+            home: cellferry_agent::files::home().display().to_string(),
+            remote: None,
+        };
+        let there = End {
+            target: target.clone(),
+            base: folder,
+            home,
+            remote,
+        };
+        Some((here, there))
+    }
+
+    /// Where events go.
+    pub fn events(&self) -> mpsc::UnboundedSender<FromLocation> {
+        self.events.clone()
+    }
+
     /// A worker answers.
     pub fn is_up(&mut self, worker: WorkerId, pid: u32) {
         if let Some(seat) = self.workers.get_mut(&worker) {
@@ -511,12 +551,19 @@ impl Agents {
         }
     }
 
-    /// Places of the user's own modules that a worker elsewhere would not look at.
-    pub fn module_paths(&self, worker: WorkerId) -> Vec<String> {
-        match self.workers.get(&worker) {
-            Some(seat) if &*seat.target != HOME => vec![self.home_dir.display().to_string()],
-            _ => Vec::new(),
-        }
+    /// The notebook's folder.
+    pub fn folder(&self) -> &Path {
+        &self.home_dir
+    }
+
+    /// Where the user's own modules are that a worker elsewhere would not look at.
+    pub fn modules(&self, worker: WorkerId) -> Option<String> {
+        let folder = match self.machine(worker)? {
+            Machine::Home if &*self.workers.get(&worker)?.target == HOME => return None,
+            Machine::Home => self.home_dir.clone(),
+            Machine::Far(target) => Path::new(&self.hellos.get(&target)?.run_dir).join(MODULES),
+        };
+        Some(folder.display().to_string())
     }
 
     /// The error for a worker that did not start.
@@ -605,6 +652,14 @@ pub fn how(exit: &Exit) -> Gone {
     match exit.signal {
         Some(signal) if !CRASHES.contains(&signal) => Gone::Killed,
         _ => Gone::Ended,
+    }
+}
+
+/// In which way a worker did not start: whether something killed it, or another one would not start either.
+pub fn how_failed(failure: &StartFailure) -> Gone {
+    match failure {
+        StartFailure::Exited { exit, .. } if how(exit) == Gone::Killed => Gone::Killed,
+        _ => Gone::NotStarted,
     }
 }
 

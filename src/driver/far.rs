@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use super::agents::FromLocation;
 use super::arrivals::Arrivals;
+use super::files::Answers;
 use crate::session::{Problem, TargetName};
 use crate::target::config::Ssh;
 use crate::target::ssh::bootstrap::{self, BootstrapError};
@@ -39,6 +40,8 @@ const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 pub struct Far {
     /// What the agent is told; kept while there is no link.
     pub sender: Sender<ToAgent>,
+    /// Where its answers about files go.
+    pub answers: Arc<Answers>,
     /// Ends the conversation when it is dropped or sent to; the answer comes when all is over.
     end: mpsc::UnboundedSender<oneshot::Sender<()>>,
 }
@@ -71,17 +74,24 @@ impl Far {
             events,
         };
         let farewell = sender.clone();
+        let answers = Arc::new(Answers::default());
+        let files = answers.clone();
         tokio::spawn(async move {
             let target = host.target.clone();
             let events = host.events.clone();
-            let hearing = tokio::spawn(hear(receiver, target.clone(), arrivals, events.clone()));
+            let hearing = hear(receiver, target.clone(), (arrivals, files), events.clone());
+            let hearing = tokio::spawn(hearing);
             let problem = host.live(&line, farewell, ending).await;
             line.close();
             // All that had come is passed on before the end is told.
             let _ = hearing.await;
             let _ = events.send(FromLocation::AgentGone(target, problem));
         });
-        Self { sender, end }
+        Self {
+            sender,
+            answers,
+            end,
+        }
     }
 
     /// Ends the agent and its workers; resolves once it is done or the host is out of reach.
@@ -97,10 +107,18 @@ impl Far {
 async fn hear(
     mut receiver: Receiver<FromAgent>,
     target: TargetName,
-    arrivals: Arc<Arrivals>,
+    (arrivals, answers): (Arc<Arrivals>, Arc<Answers>),
     events: mpsc::UnboundedSender<FromLocation>,
 ) {
-    while let Some(message) = receiver.recv().await {
+    while let Some(message) = receiver.recv_held().await {
+        let message = match message {
+            Ok((message, held)) => match answers.give(message, held) {
+                // Its credit goes back at once.
+                Some((message, _)) => Ok(message),
+                None => continue,
+            },
+            Err(error) => Err(error),
+        };
         let message = match message {
             Ok(FromAgent::Data { transfer, bytes }) => match arrivals.write(transfer, &bytes) {
                 Ok(()) => continue,
@@ -120,9 +138,10 @@ async fn hear(
             .send(FromLocation::Message(target.clone(), message))
             .is_err()
         {
-            return;
+            break;
         }
     }
+    answers.close();
 }
 
 struct Host {

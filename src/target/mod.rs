@@ -3,4 +3,5 @@
 pub mod config;
 pub mod home;
 pub mod launch;
+pub mod shared;
 pub mod ssh;

@@ -21,6 +21,7 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # OpenSSH asks the user database, not HOME, where `~/.ssh` is; this library answers it.
 NAME_SERVICE = "libnss_wrapper.so"
 BUSY = 3  # exit code of `up`
+NO_LIMIT = 4  # exit code of `fault memory`
 LINK_FAULTS = ("cut", "drop", "rate", "delay", "apart")
 
 
@@ -227,6 +228,16 @@ class Bed:
         key = "/etc/ssh/ssh_host_ed25519_key"
         self._alter(host, f"rm {key} && ssh-keygen -q -t ed25519 -N '' -f {key}")
         self.fault("restart", host, "sshd")
+
+    def memory(self, host, size):
+        """Limits the memory of all that runs on a host: `400m`. Raises `Unavailable`."""
+        self._altered.add(host)
+        try:
+            self._run("fault", "memory", host, size)
+        except Failed as failure:
+            if failure.returncode != NO_LIMIT:
+                raise
+            raise Unavailable(failure.stderr.strip()) from failure
 
     # --- the machine's side
 

@@ -82,7 +82,7 @@ def test_graph_never_overwrites_the_notebook(call, tmp_path):
 
 
 def test_faults_are_shown_and_the_rest_is_drawn(call, tmp_path):
-    write(tmp_path / "a.ipynb", "x = 1", "#| targt: left\ny = x", "#| retry: 3\ny", "x +", "print(y)")
+    write(tmp_path / "a.ipynb", "x = 1", "#| targt: left\ny = x", "#| cache: true\ny", "x +", "print(y)")
     done = call("graph", "a.ipynb", "-o", "g.svg")
     assert "did you mean `target`?" in done.stdout and "not supported yet" in done.stdout
     assert "not valid Python" in done.stdout and "reads y from 2" in done.stdout
@@ -137,7 +137,7 @@ def test_check_tells_all_that_is_wrong(call, targets, tmp_path):
     made = notebook(
         "x = 1",
         ("y = x", "lfet"),
-        "#| targt: left\n#| retry: 3\nfirst_line = 1",
+        "#| targt: left\n#| cache: true\nfirst_line = 1",
         "x +",
         "#| after: [prepare, cell-0, cell-5]\nx",
         ("z = 1", "right"),
@@ -148,7 +148,7 @@ def test_check_tells_all_that_is_wrong(call, targets, tmp_path):
     expected = [
         ("error: a.ipynb: cell 2 (id cell-1) `y = x`: no target `lfet`; did you mean `left`?", "cellferry.toml"),
         ("error: a.ipynb: cell 3 (id cell-2) `first_line = 1`: `#| targt`: unknown key", "did you mean `target`?"),
-        ("error: a.ipynb: cell 3 (id cell-2) `first_line = 1`: `workflow.retry`: retry is not supported yet", ""),
+        ("error: a.ipynb: cell 3 (id cell-2) `first_line = 1`: `workflow.cache`: cache is not supported yet", ""),
         ("warning: a.ipynb: cell 4 (id cell-3) `x +`: the source is not valid Python", ""),
         ("error: a.ipynb: cell 5 (id cell-4) `x`: `workflow.after`: no cell has the id, tag or name `prepare`", "`prepared`?"),
         ("error: a.ipynb: cell 5 (id cell-4) `x`: `workflow.after`: `cell-5` names no cell before this one", ""),
