@@ -59,9 +59,27 @@ def test_output_while_the_link_breaks(bed, hosts, kernel, what, turn):
         kernel.read_until(lambda after=after: len(run.text().splitlines()) > after)
         broken(bed, "node1", what, random.choice([0.1, 1, 10]) * random.random())
     kernel.finish(run)
-    assert run.ok().text() == run.text("stderr") == numbers(count), run.text("stderr")
+    assert run.status == "ok", run.error + run.text("stderr")[-1000:]
+    assert run.text() == run.text("stderr") == numbers(count)
     assert set(final_notices(run)) <= {""}
     assert kernel.run("i", NODE1).ok().result == str(count - 1)
+
+
+@turns
+def test_a_link_that_breaks_again_while_it_is_mended(bed, hosts, kernel, turn):
+    """At any moment of the login and of what follows it."""
+    random = chance("mended", turn)
+    kernel.run("import time", NODE1).ok()
+    run = kernel.send("for i in range(100):\n    print(i, flush=True)\n    time.sleep(0.1)", NODE1)
+    kernel.read_printed(run, "3\n")
+    for _ in range(12):
+        begin(bed, "node1", "sshd killed")
+        end(bed, "node1", "sshd killed")
+        time.sleep(0.5 * random.random())
+    kernel.finish(run)
+    assert run.status == "ok", run.error + run.text("stderr")
+    assert run.text() == numbers(100) and not run.text("stderr")
+    assert set(final_notices(run)) <= {""}
 
 
 @pytest.mark.parametrize("what", ["cut", "drop"])
