@@ -108,6 +108,9 @@ fn check(report: &mut Report, path: &Path) {
     if let Some(Err(error)) = targets.as_ref().map(|targets| targets.get(HOME)) {
         report.error(&file, &format!("no cell can run at home: {error}"));
     }
+    if let Some(Err(error)) = targets.as_ref().map(Targets::shared) {
+        report.error(&file, &format!("no cell with files can run: {error}"));
+    }
     for cell in &cells {
         let place = place(&file, cell);
         for fault in &cell.faults {

@@ -259,6 +259,7 @@ impl Agents {
                 Place::Ssh(ssh) => Link::Far(Far::start(
                     target.clone(),
                     ssh.clone(),
+                    self.run_dir.as_ref().map(|dir| dir.path().to_owned()),
                     self.arrivals.clone(),
                     self.events.clone(),
                 )),

@@ -4,6 +4,7 @@
 //! agent says is kept there; a new link goes on where the old one ended. Only when the host stays away for longer
 //! than the target's patience, or its agent has ended, is the location lost.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use super::arrivals::Arrivals;
 use super::files::Answers;
 use crate::session::{Problem, TargetName};
 use crate::target::config::Ssh;
+use crate::target::ssh::agents;
 use crate::target::ssh::bootstrap::{self, BootstrapError};
 
 /// How long to wait between attempts to reconnect: the first, and the longest.
@@ -49,17 +51,23 @@ pub struct Far {
 /// What the user sees of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkState {
-    /// It is lost, for this reason.
-    Lost(String),
+    /// It is lost.
+    Lost {
+        /// Why.
+        reason: String,
+        /// Since when nothing has been heard of the host.
+        since: Instant,
+    },
     /// It is there again.
     Back,
 }
 
 impl Far {
-    /// Starts to connect; what comes of it are events.
+    /// Starts to connect; what comes of it are events. `run_dir` is for what is open while it is connected.
     pub fn start(
         target: TargetName,
         ssh: Ssh,
+        run_dir: Option<PathBuf>,
         arrivals: Arc<Arrivals>,
         events: mpsc::UnboundedSender<FromLocation>,
     ) -> Self {
@@ -70,6 +78,7 @@ impl Far {
         let host = Host {
             target,
             ssh,
+            run_dir,
             id,
             events,
         };
@@ -147,6 +156,7 @@ async fn hear(
 struct Host {
     target: TargetName,
     ssh: Ssh,
+    run_dir: Option<PathBuf>,
     id: [u8; 16],
     events: mpsc::UnboundedSender<FromLocation>,
 }
@@ -230,7 +240,10 @@ impl Host {
             if since.elapsed() >= self.ssh.patience {
                 return self.lost();
             }
-            self.say(LinkState::Lost(reason));
+            self.say(LinkState::Lost {
+                reason,
+                since: line.heard().unwrap_or(since),
+            });
             sleep(pause.min(self.ssh.patience)).await;
             pause = (pause * 2).min(AGAIN.1);
         }
@@ -275,6 +288,7 @@ impl Host {
                     Broken::Again(format!("{error}\n{}", words.trim()).trim().to_owned())
                 }
             }
+            Err(WireError::Build { theirs, ours }) => Broken::Lost(self.other_build(&theirs, ours)),
             Err(error) => Broken::Lost(self.problem(&error.to_string())),
         };
         let _ = timeout(LAST_WORDS_LIMIT, client.disconnect()).await;
@@ -291,6 +305,7 @@ impl Host {
             } else {
                 Transport::Russh
             },
+            runtime_dir: self.run_dir.clone(),
             ..Options::new(&self.ssh.host)
         };
         let ask = Arc::new(Asker {
@@ -306,7 +321,8 @@ impl Host {
             Ok(process) => Ok((client, process)),
             Err(BootstrapError::Gone) => Err(Broken::Lost(self.gone())),
             Err(BootstrapError::Ssh(error)) => Err(self.refused(error, known)),
-            Err(error @ BootstrapError::Broken(_)) => Err(Broken::Again(error.to_string())),
+            // What was there once: a host that is just starting may not have its disks yet, for example.
+            Err(error) if known => Err(Broken::Again(error.to_string())),
             Err(error) => Err(Broken::Lost(self.problem(&error.to_string()))),
         }
     }
@@ -330,6 +346,23 @@ impl Host {
         Problem::new(
             "SshError",
             format!("`{}` cannot be used: {reason}", self.target),
+        )
+    }
+
+    fn other_build(&self, theirs: &str, ours: &str) -> Problem {
+        let from: Vec<String> = agents::directories()
+            .iter()
+            .map(|path| format!("`{}`", path.display()))
+            .collect();
+        Problem::new(
+            "AgentError",
+            format!(
+                "the agent for `{}`, from {}, is of build {theirs}, and this kernel of build {ours}: they would not \
+                 understand each other; restart the kernel, which is older than the agent if Cellferry was upgraded \
+                 meanwhile, or install both anew",
+                self.target,
+                from.join(", ")
+            ),
         )
     }
 
@@ -370,6 +403,8 @@ fn may_pass(error: &SshError) -> bool {
         | SshError::Refused { .. }
         | SshError::OpenSsh { .. }
         | SshError::Local { .. } => true,
+        // It did not say no.
+        SshError::Auth(failure) => failure.disconnect.is_some(),
         _ => false,
     }
 }

@@ -35,7 +35,7 @@ use serde::Deserialize;
 use serde_json::json;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 pub use self::cells::needed;
 pub use self::probe::probe;
@@ -510,6 +510,7 @@ impl Driver {
                 }
             }
             FromLocation::AgentGone(target, problem) => {
+                tracing::info!("the agent of `{target}` is gone: {}", problem.evalue);
                 // What was never there is not lost.
                 let how = if self.agents.is_connecting(&target) {
                     Gone::NotStarted
@@ -532,13 +533,14 @@ impl Driver {
                 let carried = self.values.files.heard(&target, message, &mut self.agents);
                 self.carried(carried).await;
             }
-            FromLocation::Link(target, LinkState::Lost(reason)) => {
+            FromLocation::Link(target, LinkState::Lost { reason, since }) => {
                 tracing::info!("the link to `{target}` is lost: {reason}");
-                self.notices.waits(&target, Wait::Lost(reason));
+                self.notices.waits(&target, Wait::Lost(reason), since);
                 self.notice();
             }
             FromLocation::Link(target, LinkState::Back) => {
                 tracing::info!("the link to `{target}` is back");
+                self.values.files.back(&target);
                 self.over(&target);
             }
             FromLocation::Ask(target, question, answer) => {
@@ -895,7 +897,8 @@ impl Driver {
                     // Not from within the session's own turn: as an event of its own.
                     self.agents.report(worker, problem);
                 } else if self.agents.is_connecting(&target) {
-                    self.notices.waits(&target, Wait::Connecting);
+                    self.notices
+                        .waits(&target, Wait::Connecting, Instant::now());
                 }
             }
             Effect::Status(asked, state) => self.status(&asked, state),

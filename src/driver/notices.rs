@@ -36,8 +36,8 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// Cells wait for a host from now on; if they do already, only the reason changes.
-    pub fn waits(&mut self, target: &TargetName, wait: Wait) {
+    /// Cells wait for a host since then; if they did already, only the reason changes.
+    pub fn waits(&mut self, target: &TargetName, wait: Wait, since: Instant) {
         match self.waits.get_mut(target) {
             Some((before, _))
                 if std::mem::discriminant(before) == std::mem::discriminant(&wait) =>
@@ -45,7 +45,7 @@ impl Notices {
                 *before = wait;
             }
             _ => {
-                self.waits.insert(target.clone(), (wait, Instant::now()));
+                self.waits.insert(target.clone(), (wait, since));
             }
         }
     }

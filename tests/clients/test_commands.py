@@ -59,6 +59,17 @@ def test_graph_lists_who_reads_what_from_whom(call, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.ipynb"]
 
 
+def test_graph_shows_who_reads_whose_files(call, tmp_path):
+    write(
+        tmp_path / "a.ipynb",
+        "#| target: left\n#| out: [{type: file, value: [./a//x.csv, b]}]\n1",
+        "where = 'c'",
+        "#| target: right\n#| in: [{type: file, value: a/x.csv}, {type: file, name: where}]\n2",
+    )
+    lines = call("graph", "a.ipynb").stdout.splitlines()
+    assert lines[3] == "      reads ./a/x.csv from 1; where from 2"
+
+
 @pytest.mark.parametrize("option", ["-o", "--output"])
 def test_graph_draws(option, call, tmp_path):
     write(tmp_path / "a.ipynb", *STEPS[:-1], "print(squares, total, '<&>')")

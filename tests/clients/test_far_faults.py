@@ -59,9 +59,27 @@ def test_output_while_the_link_breaks(bed, hosts, kernel, what, turn):
         kernel.read_until(lambda after=after: len(run.text().splitlines()) > after)
         broken(bed, "node1", what, random.choice([0.1, 1, 10]) * random.random())
     kernel.finish(run)
-    assert run.ok().text() == run.text("stderr") == numbers(count)
+    assert run.status == "ok", run.error + run.text("stderr")[-1000:]
+    assert run.text() == run.text("stderr") == numbers(count)
     assert set(final_notices(run)) <= {""}
     assert kernel.run("i", NODE1).ok().result == str(count - 1)
+
+
+@turns
+def test_a_link_that_breaks_again_while_it_is_mended(bed, hosts, kernel, turn):
+    """At any moment of the login and of what follows it."""
+    random = chance("mended", turn)
+    kernel.run("import time", NODE1).ok()
+    run = kernel.send("for i in range(100):\n    print(i, flush=True)\n    time.sleep(0.1)", NODE1)
+    kernel.read_printed(run, "3\n")
+    for _ in range(12):
+        begin(bed, "node1", "sshd killed")
+        end(bed, "node1", "sshd killed")
+        time.sleep(0.5 * random.random())
+    kernel.finish(run)
+    assert run.status == "ok", run.error + run.text("stderr")
+    assert run.text() == numbers(100) and not run.text("stderr")
+    assert set(final_notices(run)) <= {""}
 
 
 @pytest.mark.parametrize("what", ["cut", "drop"])
@@ -95,6 +113,24 @@ def test_a_transfer_while_the_link_breaks(bed, hosts, kernel, way, what, turn):
     assert run.ok().text() == digest
     assert set(final_notices(run)) <= {""}
     assert kernel.run("print(a.sum())", made).ok().text() == kernel.run("print(a.sum())", used).ok().text()
+
+
+@pytest.mark.parametrize("heals", [False, True])
+def test_a_transfer_between_hosts_that_lose_each_other(bed, hosts, kernel, heals):
+    """It takes the way through home, and the next one the direct way if there is one again."""
+    kernel.run("import numpy as np, hashlib", NODE1).ok()
+    kernel.run("import hashlib", NODE2).ok()
+    kernel.run("a = np.random.default_rng(1).integers(0, 255, 30_000_000, 'uint8')", NODE1).ok()
+    digest = kernel.run(DIGEST.format("a"), NODE1).ok().text()
+    bed.fault("rate", "node1", "100mbit")
+    run = kernel.send(DIGEST.format("a"), NODE2)
+    time.sleep(1.5)
+    bed.fault("apart", "node1", "node2")
+    if heals:
+        time.sleep(3)
+        bed.fault("heal", "node1")
+    kernel.finish(run, timeout=100)
+    assert run.ok().text() == digest
 
 
 def test_a_long_silent_cell_while_the_link_breaks(bed, hosts, kernel):

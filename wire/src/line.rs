@@ -95,7 +95,7 @@ impl Line {
     /// # Errors
     /// - [`WireError::Io`], [`WireError::Ended`], [`WireError::Silent`]: the link is lost.
     /// - [`WireError::Replaced`]: another byte stream has taken over.
-    /// - [`WireError::NoGreeting`], [`WireError::Version`], [`WireError::Unresumable`]: not an agent, not of this version,
+    /// - [`WireError::NoGreeting`], [`WireError::Build`], [`WireError::Unresumable`]: not an agent, not of this build,
     ///   or not started to resume links.
     /// - [`WireError::OtherConversation`], [`WireError::Forgotten`]: not the one this conversation was with. What
     ///   was not delivered is kept, in case another byte stream leads to the right one.
@@ -147,6 +147,11 @@ impl Line {
     /// The round trip time, smoothed, of the byte stream in use or of the one before; absent before the first.
     pub fn rtt(&self) -> Option<Duration> {
         self.held.0.lock().resume.as_ref()?.round_trip()
+    }
+
+    /// When anything came from the other side last; absent if nothing ever did.
+    pub fn heard(&self) -> Option<Instant> {
+        self.held.0.lock().resume.as_ref()?.heard()
     }
 
     /// True while a byte stream carries the conversation: from the greetings to its end.
@@ -304,8 +309,10 @@ async fn read<R: AsyncRead + Unpin>(
             Err(_) => return Err(silent(silence)),
             Ok(read) => read,
         };
-        heard = Instant::now();
-        if !matches!(read, Ok(1..)) {
+        if matches!(read, Ok(1..)) {
+            heard = Instant::now();
+            resume(&mut *current(shared, stream)?)?.hears(heard);
+        } else {
             let over = resume(&mut *current(shared, stream)?)?.is_over();
             return match read {
                 _ if over => Ok(()),

@@ -73,19 +73,20 @@ pub fn exists(pattern: &FilePath) -> Result<bool, String> {
         || has_wildcard(&resolved.path) && !matches(&resolved.base, &resolved.path)?.is_empty())
 }
 
-/// Whether a path below a base is one that the pattern names, or in a directory that it names.
-pub fn is_named(pattern: &str, path: &Path) -> bool {
+/// Of a path below a base: what the pattern names, the path itself or a directory that it is in. `None` if the pattern does
+/// not name it.
+pub fn named_part<'p>(pattern: &str, path: &'p Path) -> Option<&'p Path> {
     let mut pattern = PathBuf::from(pattern);
-    let is_plain = |path: &Path| path == pattern;
-    if path.ancestors().any(is_plain) {
-        return true;
+    // The last is empty: the base itself.
+    let above = || path.ancestors().filter(|path| !path.as_os_str().is_empty());
+    if let Some(plain) = above().find(|path| *path == pattern) {
+        return Some(plain);
     }
     for_all(&mut pattern);
-    let Some(Ok(glob)) = pattern.to_str().map(Pattern::new) else {
-        return false;
-    };
-    path.ancestors()
-        .any(|path| glob.matches_path_with(path, SHELL))
+    let glob = Pattern::new(pattern.to_str()?).ok()?;
+    above()
+        .filter(|path| glob.matches_path_with(path, SHELL))
+        .last()
 }
 
 /// A pattern that ends with `**` means files, too.
@@ -217,11 +218,13 @@ mod tests {
 
     #[test]
     fn a_pattern_names_what_it_matches_and_what_is_in_it() {
-        let named = |pattern: &str, path: &str| is_named(pattern, Path::new(path));
+        let named = |pattern: &str, path: &str| named_part(pattern, Path::new(path)).is_some();
         assert!(named("a", "a") && named("a", "a/b/c") && named("*.png", "x.png"));
         assert!(named("a/*", "a/b/.c") && named("a/**", "a/b/c") && named("**/*.png", "a/b/x.png"));
         assert!(named("[1].csv", "[1].csv") && named("[1].csv", "1.csv"));
         assert!(!named("a", "b") && !named("a", "ab") && !named("*.png", "a/x.png"));
+        let part = named_part("a*", Path::new("ab/ac/d"));
+        assert_eq!(part, Some(Path::new("ab")));
         assert!(!named("*", ".ssh/config") && !named("a/*", "a") && !named("[", "x"));
     }
 }

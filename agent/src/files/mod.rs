@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 
 use crate::outlet::Outlet;
 
-pub use list::{exists, is_named, list};
+pub use list::{exists, list, named_part};
 pub use make::{copy_file, make_directory, make_link};
 pub use path::{expand, home, resolve};
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Component, Path};
 
-use cellferry_agent::files::is_named;
-use cellferry_wire::protocol::{Entry, EntryKind, Listing};
+use cellferry_agent::files::named_part;
+use cellferry_wire::protocol::{Entry, EntryKind, FilePath, Listing};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 
@@ -169,7 +169,7 @@ impl Meant<'_> {
             return Err(nothing());
         }
         for entry in &entries {
-            if !is_proper(&entry.path) || !is_named(&place.within, Path::new(&entry.path)) {
+            if !is_meant(place, entry) {
                 return Err(Fault::Other(format!(
                     "{self} is not taken from `{}`: its agent also named `{}`",
                     from.target,
@@ -207,10 +207,18 @@ impl Meant<'_> {
     }
 }
 
-/// Whether it is the path of something below where it is relative to.
-fn is_proper(path: &str) -> bool {
-    let mut parts = Path::new(path).components();
-    !path.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
+/// Whether an entry is one that a correct agent lists for a place. Whatever else an agent may say, nothing is written that the
+/// metadata does not name.
+fn is_meant(place: &Place, entry: &Entry) -> bool {
+    let path = Path::new(&entry.path);
+    let is_below = path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
+    match named_part(&place.within, path).filter(|_| is_below) {
+        // Links are followed but inside of what is named.
+        Some(named) => named != path || !matches!(entry.kind, EntryKind::Link { .. }),
+        None => false,
+    }
 }
 
 fn note(hasher: &mut blake3::Hasher, entry: &Entry) {
@@ -300,7 +308,7 @@ impl Filling<'_> {
             if let EntryKind::Link { target } = kind
                 && before.get(path) != Some(kind)
             {
-                self.to.make_link(file(path), target.clone()).await?;
+                self.to.make_link(self.link(path), target.clone()).await?;
             }
         }
         for (path, mode) in closed.into_iter().rev() {
@@ -309,11 +317,104 @@ impl Filling<'_> {
         let add = |(files, bytes), (more, size): &(usize, u64)| (files + more, bytes + size);
         Ok(sent.iter().fold((0, 0), add))
     }
+
+    /// Where a link is made, which cannot lead out of what is named: what is written through it later is named, too.
+    fn link(&self, path: &str) -> FilePath {
+        let file = self.to.file(self.place, path);
+        let named = named_part(&self.place.within, Path::new(path)).and_then(Path::to_str);
+        let split = named.and_then(|named| Some((named, path.strip_prefix(named)?)));
+        match (split, file.base) {
+            (Some((named, within)), Some(base)) => FilePath {
+                base: Some(format!("{}/{named}", base.trim_end_matches('/'))),
+                path: format!(".{within}"),
+            },
+            (_, base) => FilePath { base, ..file },
+        }
+    }
 }
 
 fn content(kind: &EntryKind) -> Option<&[u8; 32]> {
     match kind {
         EntryKind::File { blake3, .. } => Some(blake3),
         EntryKind::Directory { .. } | EntryKind::Link { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(path: &str, kind: EntryKind) -> Entry {
+        Entry {
+            path: path.to_owned(),
+            kind,
+        }
+    }
+
+    #[test]
+    fn an_agent_makes_nothing_be_written_that_is_not_named() {
+        let file = || EntryKind::File {
+            mode: 0o600,
+            size: 0,
+            blake3: [0; 32],
+        };
+        let link = || EntryKind::Link {
+            target: "x".to_owned(),
+        };
+        let meant = |text: &str, path: &str, kind| {
+            is_meant(&Place::parse(text).unwrap(), &entry(path, kind))
+        };
+        assert!(meant("plots", "plots/a/b", file()) && meant("plots", "plots/a", link()));
+        assert!(meant("../x/*.png", "a.png", file()) && meant("~/x", "x", file()));
+        for path in [
+            "cellferry.toml",
+            "/plots",
+            "../plots",
+            "plots/../x",
+            "~/x",
+            "",
+            "plotsx",
+            ".ssh/x",
+            "./x",
+        ] {
+            assert!(!meant("plots", path, file()), "{path}");
+        }
+        assert!(
+            !meant("*", "..", file()) && !meant("*", "/etc/x", file()) && !meant("*", ".x", file())
+        );
+        assert!(!meant("plots", "plots", link()) && !meant("*", "x", link()));
+    }
+
+    #[tokio::test]
+    async fn a_link_cannot_lead_out_of_what_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().display().to_string();
+        std::fs::create_dir_all(folder.path().join("plots/deep")).unwrap();
+        let home = End {
+            target: "home".into(),
+            home: base.clone(),
+            base,
+            remote: None,
+        };
+        let place = Place::parse("plots").unwrap();
+        let filling = Filling {
+            place: &place,
+            from: &home,
+            to: &home,
+        };
+        let fill = async |path: &str, target: &str| {
+            let target = target.to_owned();
+            let entry = entry(path, EntryKind::Link { target });
+            filling.fill(&[&entry], &[]).await
+        };
+        fill("plots/deep/ok", "../x").await.unwrap();
+        for (path, target) in [
+            ("plots/bad", ".."),
+            ("plots/bad", "../y"),
+            ("plots/deep/bad", "../../y"),
+        ] {
+            let error = fill(path, target).await.unwrap_err();
+            assert!(error.contains("would lead out"), "{error}");
+        }
     }
 }
