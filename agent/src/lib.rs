@@ -16,6 +16,7 @@ pub mod files;
 mod growing;
 pub mod guard;
 mod machine;
+mod mapped;
 mod memory;
 mod outlet;
 mod place;
@@ -28,6 +29,7 @@ mod worker;
 
 pub use agent::Agent;
 pub use growing::Growing;
+pub use mapped::Mapped;
 pub use pool::Pool;
 pub use run_dir::RunDir;
 pub use serve::serve;

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cellferry_agent::guard::Guard;
-use cellferry_agent::{Agent, OWN_PROGRAM, RunDir};
+use cellferry_agent::{Agent, Mapped, OWN_PROGRAM, RunDir};
 use cellferry_ssh::Question;
 use cellferry_wire::protocol::{
     Exit, FromAgent, Hello, PIECE, StartFailure, ToAgent, WorkerId, WorkerSpec,
 };
 use cellferry_wire::{Connection, Sender};
-use tokio::io::AsyncReadExt;
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -668,33 +667,26 @@ pub fn how_failed(failure: &StartFailure) -> Gone {
     }
 }
 
-/// Sends a file in pieces; gives up without a word when it is gone, since then nobody needs it.
+/// Sends a value; gives up without a word when its file is gone, since then nobody needs it.
 async fn upload(
     sender: &Sender<ToAgent>,
     transfer: u64,
     size: u64,
     path: &Path,
 ) -> std::io::Result<()> {
-    let mut file = tokio::fs::File::open(path).await?;
-    file.set_max_buf_size(PIECE);
+    let value = Mapped::new(std::fs::File::open(path)?)?;
+    if value.size() < size {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
     sender.queue(ToAgent::Receive { transfer, size });
-    let mut left = size;
-    while left > 0 && tokio::fs::try_exists(path).await.unwrap_or(true) {
-        let mut piece = bytes::BytesMut::with_capacity(PIECE);
-        while piece.len() < PIECE
-            && (&mut file)
-                .take((PIECE - piece.len()) as u64)
-                .read_buf(&mut piece)
-                .await?
-                > 0
-        {}
-        if piece.is_empty() {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
+    for offset in (0..size).step_by(PIECE) {
+        if !path.try_exists().unwrap_or(true) {
+            break;
         }
-        left = left.saturating_sub(piece.len() as u64);
-        let bytes = piece.freeze();
-        if !sender.send(ToAgent::Data { transfer, bytes }).await {
-            return Ok(());
+        for bytes in value.piece(offset)? {
+            if !sender.send(ToAgent::Data { transfer, bytes }).await {
+                return Ok(());
+            }
         }
     }
     Ok(())

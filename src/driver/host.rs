@@ -81,7 +81,8 @@ impl Way for Host {
             }),
             Err(BootstrapError::Gone) => Err(Broken::Lost(self.gone())),
             Err(BootstrapError::Ssh(error)) => Err(self.refused(error, known)),
-            Err(error @ BootstrapError::Broken(_)) => Err(Broken::Again(error.to_string())),
+            // What was there once: a host that is just starting may not have its disks yet, for example.
+            Err(error) if known => Err(Broken::Again(error.to_string())),
             Err(error) => Err(Broken::Lost(self.problem(&error.to_string()))),
         }
     }
@@ -130,6 +131,8 @@ fn may_pass(error: &SshError) -> bool {
         | SshError::Refused { .. }
         | SshError::OpenSsh { .. }
         | SshError::Local { .. } => true,
+        // It did not say no.
+        SshError::Auth(failure) => failure.disconnect.is_some(),
         _ => false,
     }
 }

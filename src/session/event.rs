@@ -166,6 +166,22 @@ pub struct PreludeFailure {
     pub python: String,
 }
 
+impl PreludeFailure {
+    /// What was to be done for the cell's files and modules: then the exception is ours, and its text says it all.
+    pub(super) fn concerns_files(&self) -> bool {
+        self.action == "files"
+    }
+
+    /// Why it failed.
+    pub(super) fn reason(&self) -> &str {
+        if self.concerns_files() {
+            &self.evalue
+        } else {
+            &self.message
+        }
+    }
+}
+
 /// A worker's `execute_reply`.
 #[derive(Debug)]
 pub struct Reply {

@@ -117,7 +117,7 @@ impl Problem {
         if failure.ename == "KeyboardInterrupt" {
             return Self::interrupted();
         }
-        if failure.action == "files" {
+        if failure.concerns_files() {
             return Self::new(&failure.ename, failure.evalue.clone());
         }
         let names = failure

@@ -38,6 +38,12 @@ def tree(folder):
     return found
 
 
+# Runs a program below `data`, and makes a copy of all.
+COPY = (
+    "import subprocess, shutil\nprint(subprocess.getoutput('data/{0}'))\nshutil.copytree('data', 'back', symlinks=True)"
+)
+
+
 def test_a_file_is_there_when_the_cell_runs_and_what_it_makes_comes_home(targets, kernel, tmp_path):
     (tmp_path / "table.csv").write_text("1,2,3")
     metadata = files(**{"in": ["table.csv"], "out": ["sum.txt"]})
@@ -73,8 +79,7 @@ def test_directories_keep_modes_and_links(targets, kernel, tmp_path):
     (data / "closed").mkdir()
     (data / "closed/x").write_text("x")
     (data / "closed").chmod(0o550)
-    source = "import subprocess, shutil\nshutil.copytree('data', 'back', symlinks=True)\nprint(subprocess.getoutput('data/deep/link'))"
-    run = kernel.run(source, files(**{"in": ["data"], "out": ["back"]})).ok()
+    run = kernel.run(COPY.format("deep/link"), files(**{"in": ["data"], "out": ["back"]})).ok()
     assert run.text() == "ran\n"
     assert tree(tmp_path / "left/data") == tree(data) == tree(tmp_path / "back")
     (data / "run.sh").chmod(0o700)
@@ -92,6 +97,12 @@ def test_what_is_there_is_not_sent_again(targets, kernel, tmp_path):
     kernel.run("1", files(**{"in": ["?"]})).ok()
     assert (there / "a").stat().st_ino == before["a"] and (there / "b").stat().st_ino != before["b"]
     assert (there / "b").read_text() == "new"
+    # What is there under another name is taken from there; two that change places do not get in each other's way.
+    (tmp_path / "a").write_text("new")
+    (tmp_path / "b").write_text("same")
+    (tmp_path / "c").write_text("same")
+    kernel.run("1", files(**{"in": ["?"]})).ok()
+    assert [(there / name).read_text() for name in "abc"] == ["new", "same", "same"]
 
 
 @pytest.mark.parametrize("value", ["'x.txt'", "pathlib.Path('x.txt')", "['x.txt', pathlib.Path('y.txt')]"])
@@ -260,6 +271,12 @@ def there(target, **step):
     return metadata
 
 
+def wait_for_part(far):
+    """Until a part of the file `big` has come to node1."""
+    parts = "find /home/alice/work -name '.big*' -size +100k 2>/dev/null || true"
+    wait_until(lambda: far.on("node1", parts).strip(), 30, "no part of it has come")
+
+
 def test_files_of_a_far_host(far, kernel, tmp_path):
     data = tmp_path / "data"
     (data / "sub").mkdir(parents=True)
@@ -267,8 +284,7 @@ def test_files_of_a_far_host(far, kernel, tmp_path):
     (data / "run.sh").chmod(0o755)
     (data / "sub/link").symlink_to("../run.sh")
     (data / "sub/empty").touch()
-    source = "import subprocess, shutil\nprint(subprocess.getoutput('data/sub/link'))\nshutil.copytree('data', 'back', symlinks=True)"
-    run = kernel.run(source, there("node1", **{"in": ["data"], "out": ["ba*"]})).ok()
+    run = kernel.run(COPY.format("sub/link"), there("node1", **{"in": ["data"], "out": ["ba*"]})).ok()
     assert run.text() == "ran\n" and tree(tmp_path / "back") == tree(data)
     assert far.on("node1", "cat /home/alice/work/data/run.sh") == "#!/bin/sh\necho ran"
     # Another host gets it from home; what is there is not sent again.
@@ -303,7 +319,7 @@ def test_a_large_file_goes_on_after_a_cut(far, kernel, tmp_path):
     far.fault("rate", "node1", "200mbit")
     source = "data = open('big', 'rb').read()\nopen('back', 'wb').write(data[::-1])\nprint(hashlib.sha256(data).hexdigest())"
     run = kernel.send(source, there("node1", **{"in": ["big"], "out": ["back"]}))
-    wait_until(lambda: "x" in far.on("node1", "cd /home/alice/work 2>/dev/null && ls -A | grep -q '^.big' && echo x || true"), 30, "no part of it")
+    wait_for_part(far)
     far.fault("cut", "node1")
     kernel.read_until(lambda: run.of_type("display_data"), 30)
     far.fault("heal", "node1")
@@ -320,7 +336,7 @@ def test_an_interrupt_ends_the_bringing(far, kernel, tmp_path, way):
     source = "print('ran', flush=True)\nopen('back', 'wb').write(os.urandom(40_000_000))"
     run = kernel.send(source, there("node1", **{way: ["big" if way == "in" else "back"]}))
     if way == "in":
-        wait_until(lambda: "x" in far.on("node1", "ls -A /home/alice/work | grep -q '^.big' && echo x || true"), 30, "no part")
+        wait_for_part(far)
     else:
         wait_until(lambda: list(tmp_path.glob(".back*")), 30, "no part of it")
         assert run.text() == "" or run.text() == "ran\n"
@@ -342,7 +358,7 @@ def test_a_worker_that_dies_while_its_files_come_runs_again(far, kernel, tmp_pat
     (tmp_path / "big").write_bytes(os.urandom(20_000_000))
     far.fault("rate", "node1", "40mbit")
     run = kernel.send("print(os.path.getsize('big'))", there("node1", **{"in": ["big"]}))
-    wait_until(lambda: "x" in far.on("node1", "ls -A /home/alice/work | grep -q '^.big' && echo x || true"), 30, "no part")
+    wait_for_part(far)
     far.on("node1", "pkill -9 -f ipykernel_launcher")
     far.fault("heal", "node1")
     kernel.finish(run, timeout=60)
@@ -367,7 +383,7 @@ def test_a_value_made_from_files_is_made_again_only_from_the_same_files(far, ker
     (tmp_path / "n").write_text("7")
     kill()
     failed = kernel.run("print(x)")
-    assert failed.error.startswith("LostValue:") and "files that it read have changed" in failed.error
+    assert failed.error.startswith("LostValue:") and "run again to make it: the files that it read have changed" in failed.error
 
 
 def test_modules_beside_the_notebook_travel(far, kernel, tmp_path):

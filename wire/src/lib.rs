@@ -23,6 +23,7 @@ pub mod protocol;
 mod resume;
 mod shared;
 mod squeeze;
+mod writer;
 
 pub use connection::Connection;
 pub use ends::{Held, Receiver, Sender};

@@ -6,11 +6,10 @@ use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use futures::SinkExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tokio_util::codec::{Decoder, FramedWrite};
+use tokio_util::codec::Decoder;
 
 use crate::WireError;
 use crate::frame::{Frame, FrameCodec, HEAD};
@@ -18,6 +17,7 @@ use crate::handshake::{Conversation, Greeted, greet};
 use crate::resume::{Next, Resume};
 use crate::shared::{Shared, State};
 use crate::squeeze::{Squeezer, Unsqueezer};
+use crate::writer::Writer;
 
 /// How long nothing may come from the other side, unless the caller says otherwise.
 const SILENCE: Duration = Duration::from_secs(8);
@@ -237,7 +237,7 @@ async fn write<W: AsyncWrite + Unpin>(
     stream: u64,
     writer: W,
 ) -> Result<(), WireError> {
-    let mut framed = FramedWrite::new(writer, FrameCodec);
+    let mut writer = Writer::new(writer);
     let mut squeezer = Squeezer::default();
     loop {
         let next = {
@@ -254,7 +254,7 @@ async fn write<W: AsyncWrite + Unpin>(
         match next {
             Next::Send(frame) => {
                 shared.room.notify_waiters();
-                framed.feed(frame).await?;
+                writer.feed(frame).await?;
             }
             Next::Squeeze(number, chunk) => {
                 shared.room.notify_waiters();
@@ -266,18 +266,18 @@ async fn write<W: AsyncWrite + Unpin>(
                         resume(&mut state)?.shrunk(number, HEAD + squeezed.len());
                     }
                 }
-                framed.feed(chunk.into_frame(squeezed)).await?;
+                writer.feed(chunk.into_frame(squeezed)).await?;
             }
             Next::Wait(until) => {
-                framed.flush().await?;
+                writer.flush().await?;
                 tokio::select! {
                     () = shared.ready.notified() => {}
                     () = sleep_until(until) => {}
                 }
             }
             Next::Over => {
-                framed.flush().await?;
-                let _ = framed.close().await;
+                writer.flush().await?;
+                let _ = writer.close().await;
                 return Ok(());
             }
         }
