@@ -215,11 +215,20 @@ class Bed:
 
     def without_python(self, host):
         """Takes `python` and `python3` off the PATH; this environment's stays where it is."""
+        self.without(host, "python*", "pypy*")
+
+    def without(self, host, *programs):
+        """Takes programs off the PATH: they are in `/run/bin` then."""
+        patterns = " ".join(f"/usr/bin/{program}" for program in programs)
         self._alter(
             host,
             "mkdir /run/bin && mount --bind /usr/bin /run/bin && mount -t tmpfs -o mode=755 tb-bin /usr/bin"
-            " && /run/bin/cp -as /run/bin/. /usr/bin/ && rm -f /usr/bin/python* /usr/bin/pypy*",
+            f" && /run/bin/cp -as /run/bin/. /usr/bin/ && rm -f {patterns}",
         )
+
+    def full(self, host, path):
+        """Makes a folder, for all, in which there is no room."""
+        self._alter(host, f"mkdir {path} && mount -t tmpfs -o size=4k,mode=1777 tb-full {path} && ! cat /dev/zero > {path}/x")
 
     def sshd(self, host, *lines):
         """Adds lines to a host's sshd_config, before all others; the first word on a matter counts."""
@@ -371,7 +380,7 @@ class Cluster(Bed):
 
     def _mend(self):
         if "login" not in self._off:
-            self.on("login", f"scancel --user={USER}; scancel --user={OTHER_USER}")
+            self.on("login", f"PATH=$PATH:/run/bin; scancel --user={USER}; scancel --user={OTHER_USER}")
         super()._mend()
         for host, state in self.states().items():
             if state.startswith("drain"):

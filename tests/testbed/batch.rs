@@ -103,6 +103,10 @@ fn id(order: &Value) -> JobId {
     JobId::new(text(order, "job")).expect("no number of a job")
 }
 
+fn key(order: &Value) -> JobKey {
+    JobKey::parse(text(order, "key")).expect("no key of a job")
+}
+
 impl Driver {
     async fn obey(&self, order: &Value) -> Result<Value, BatchError> {
         Ok(match text(order, "do") {
@@ -141,6 +145,10 @@ impl Driver {
                     status.line(self.batch.system(), job)
                 };
                 json!({"line": found.iter().map(line).next()})
+            }
+            "find" => {
+                let found = self.batch.find(&key(order)).await?;
+                json!({"job": found.as_ref().map(JobId::as_str)})
             }
             "ending" => {
                 let ending = self.batch.ending(&id(order), text(order, "folder")).await?;

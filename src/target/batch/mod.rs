@@ -62,6 +62,12 @@ impl JobKey {
         Self(id.chars().take(10).collect())
     }
 
+    /// One that was noted: ten hexadecimal digits, and nothing else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+        (text.len() == 10 && text.chars().all(digit)).then(|| Self(text.to_owned()))
+    }
+
     /// Ten hexadecimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -98,6 +104,8 @@ pub enum Status {
     Running(Running),
     /// The batch system has stopped it for a while, for others.
     Suspended,
+    /// It has ended, and its nodes are cleaned up; how it ended may not be known yet.
+    Closing,
     /// It is over; [`Batch::ending`] knows why.
     Over,
     /// The batch system does not know it, or does not know it any more.
@@ -176,6 +184,7 @@ impl Status {
             Self::Suspended => {
                 format!("{system} job {job} is suspended: others have its nodes for a while")
             }
+            Self::Closing => format!("{system} job {job} has ended: its nodes are cleaned up"),
             Self::Over => format!("{system} job {job} is over"),
             Self::Unknown => format!("{system} knows no job {job}"),
         }
@@ -463,6 +472,9 @@ mod tests {
         for bad in ["", "a", "17; rm -rf ~", "-17", "17\n18"] {
             assert_eq!(JobId::new(bad), None, "{bad}");
         }
+        let key = JobKey::new();
+        assert_eq!(JobKey::parse(key.as_str()), Some(key));
+        assert_eq!(JobKey::parse("0123456 9;"), None);
     }
 
     #[test]

@@ -113,7 +113,11 @@ async fn watch_jobs(batch: Arc<dyn Batch>, mut inbox: mpsc::UnboundedReceiver<Or
         match batch.status(&asked, places).await {
             Ok(found) => {
                 note(&mut jobs, &found);
-                pause = if jobs.values().any(|job| waits(job) || job.missed) {
+                let closes = |job: &Followed| job.sender.borrow().status == Some(Status::Closing);
+                pause = if jobs
+                    .values()
+                    .any(|job| waits(job) || closes(job) || job.missed)
+                {
                     LEAST
                 } else {
                     CALM

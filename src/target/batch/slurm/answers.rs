@@ -83,6 +83,7 @@ impl Row {
         match self.state.as_str() {
             "CONFIGURING" => Status::Starting,
             "SUSPENDED" | "STOPPED" => Status::Suspended,
+            "COMPLETING" => Status::Closing,
             "RUNNING" | "RESIZING" | "SIGNALING" | "STAGE_OUT" => Status::Running(Running {
                 nodes: self.nodes.clone(),
                 until: self.end,
@@ -178,6 +179,14 @@ impl Last {
     pub fn away(&self) -> Option<&str> {
         (self.field("JobState").is_none() && !self.controller.contains("Invalid job id"))
             .then_some(self.controller.as_str())
+    }
+
+    /// Whether its end is so near that nobody says yet what it is.
+    pub fn is_open(&self) -> bool {
+        let open = ["RUNNING", "COMPLETING", "PENDING", "CONFIGURING"];
+        self.field("JobState")
+            .is_some_and(|state| open.contains(&state))
+            && matches!(self.ending().end, End::Unknown)
     }
 
     fn field(&self, name: &str) -> Option<&str> {

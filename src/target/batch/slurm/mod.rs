@@ -330,8 +330,8 @@ impl Batch for Slurm {
             end: super::End::Unknown,
             last_words: String::new(),
         };
-        // Accounting is a little behind the controller at times.
-        for _ in 0..5 {
+        // The controller says how only once all nodes are cleaned up, and accounting is a little behind it at times.
+        for _ in 0..8 {
             let output = self.ask("scontrol", &lines).await?;
             let answer = answers::Last::read(&output.stdout);
             if let Some(said) = answer.away() {
@@ -344,7 +344,8 @@ impl Batch for Slurm {
                 }
             }
             ending = answer.ending();
-            if !accounting || !matches!(ending.end, super::End::Cancelled { by: None }) {
+            let unsaid = accounting && matches!(ending.end, super::End::Cancelled { by: None });
+            if !unsaid && !answer.is_open() {
                 break;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;

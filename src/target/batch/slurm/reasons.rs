@@ -240,7 +240,7 @@ pub fn is_in_line(code: &str) -> bool {
 }
 
 /// What sbatch says when it refuses a job, in lower case, and what to change. The first that fits counts.
-const REFUSALS: [(&str, &str); 21] = [
+const REFUSALS: [(&str, &str); 22] = [
     (
         "invalid account or account/partition",
         "change `account`: `sacctmgr show associations user=$USER` lists yours",
@@ -303,6 +303,10 @@ const REFUSALS: [(&str, &str); 21] = [
         "you may not submit there; change `partition`, `qos` or `account`",
     ),
     ("unrecognized option", "take it out of the `options`"),
+    (
+        "establish a configuration source",
+        "this host belongs to no cluster; name one that does as `login`",
+    ),
     (
         "invalid reservation",
         "change `reservation` among the `options`",

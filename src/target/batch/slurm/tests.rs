@@ -73,7 +73,7 @@ fn states_are_told_in_plain_words() {
     );
     assert!(line("1").starts_with("Slurm job 1 runs on node[1-3], until"));
     assert_eq!(status("9"), Status::Over);
-    assert_eq!(status("10"), Status::Over);
+    assert_eq!(status("10"), Status::Closing);
     assert_eq!(status("11"), Status::Starting);
 }
 
