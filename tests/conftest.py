@@ -17,3 +17,26 @@ def session_bed():
     started = bed.Bed.start(root)
     yield started
     started.stop()
+
+
+@pytest.fixture(scope="session")
+def session_cluster():
+    """A cluster with real Slurm, of the same kind. Tests use the fixture `cluster`, or `session_cluster.used(…)`."""
+    yield from clusters(bed.Cluster, bed.SLURM_PROGRAMS)
+
+
+@pytest.fixture(scope="session")
+def session_accounted():
+    """The same with accounting. Tests use the fixture `accounted`."""
+    yield from clusters(bed.AccountedCluster, (*bed.SLURM_PROGRAMS, *bed.ACCOUNTING_PROGRAMS))
+
+
+def clusters(kind, programs):
+    """A cluster until the end of the tests."""
+    try:
+        root = bed.requirements(programs)
+    except bed.Unavailable as reason:
+        pytest.skip(str(reason))
+    started = kind.start(root)
+    yield started
+    started.stop()

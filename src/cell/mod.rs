@@ -6,6 +6,7 @@
 
 mod lines;
 mod read;
+pub mod resources;
 pub mod schema;
 
 use std::fmt;

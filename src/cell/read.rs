@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::MetadataError;
+use super::resources::Resources;
 use super::schema::{Element, ElementType, FileElement, FileType, Paths, Step, Target, Workflow};
 use crate::spelling::nearest;
 
@@ -65,7 +66,6 @@ const INPUT_KEYS: [&str; 6] = [
     "scatter",
 ];
 const OUTPUT_KEYS: [&str; 6] = ["name", "type", "value", "valueFrom", "serializer", "gather"];
-const RESOURCE_KEYS: [&str; 6] = ["cpus", "gpus", "memory", "time", "nodes", "ranks"];
 const SCATTER_KEYS: [&str; 4] = ["items", "method", "size", "num"];
 const REPEAT_KEYS: [&str; 2] = ["while", "max"];
 
@@ -89,7 +89,7 @@ pub fn is_near(key: &str) -> bool {
 const MOST: usize = 30;
 
 /// The user's own words in a message: on one line, without backticks, cut where they get long.
-fn shown(text: &str) -> String {
+pub fn shown(text: &str) -> String {
     let mut short: String = text.chars().take(40).flat_map(char::escape_debug).collect();
     if text.chars().nth(40).is_some() {
         short.push('…');
@@ -139,11 +139,13 @@ pub fn workflow(map: &Map<String, Value>, errors: &mut Vec<MetadataError>) -> Wo
                 reader.later(&format!("language `{}`", shown(name)), &path)
             }
             ("language", other) => reader.must_be("a string", other, &path),
-            ("resources", Value::Object(resources)) => {
-                reader.known(resources, &path, &RESOURCE_KEYS);
-                reader.later("resources", &path);
+            ("resources", value) => {
+                workflow.resources = reader.resources(value, &path);
+                // No target heeds them yet.
+                if workflow.resources.is_some() {
+                    reader.later("resources", &path);
+                }
             }
-            ("resources", other) => reader.must_be("an object", other, &path),
             ("retry", value) => workflow.retry = reader.count(value, &path),
             ("cache", Value::Bool(_)) => reader.later("cache", &path),
             ("cache", other) => reader.must_be("a boolean", other, &path),
@@ -204,6 +206,22 @@ impl Reader<'_> {
             self.must_be("a whole number that is not negative", value, path);
         }
         count
+    }
+
+    fn resources(&mut self, value: &Value, path: &str) -> Option<Resources> {
+        match Resources::read(value) {
+            Ok(resources) => Some(resources),
+            Err(problems) => {
+                for (key, problem) in problems {
+                    let path = match key.as_str() {
+                        "" => path.to_owned(),
+                        key => format!("{path}.{key}"),
+                    };
+                    self.fault(&path, problem);
+                }
+                None
+            }
+        }
     }
 
     fn version(&mut self, value: &Value, path: &str) -> Option<String> {

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::resources::Resources;
+
 /// What stands under `workflow` in a cell's metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -21,6 +23,9 @@ pub struct Workflow {
     /// How many more times the cell runs if its worker dies under it; 1 if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<u32>,
+    /// What the step needs of a machine. Not in the schema until a target heeds it.
+    #[serde(skip)]
+    pub resources: Option<Resources>,
     /// The cell's language; the kernel's own if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub language: Option<String>,

@@ -98,6 +98,9 @@ async fn check_targets(report: &mut Report, arguments: &Arguments, targets: &Tar
             Ok(target) => match &target.place {
                 Place::Local => local(report, &target).await,
                 Place::Ssh(ssh) => far(report, &target, ssh).await,
+                Place::Slurm(_) => report.note(&format!(
+                    "target `{name}` is well defined; cells cannot run on targets of type `slurm` yet"
+                )),
             },
             Err(error @ ConfigError::Unknown { .. }) => {
                 report.bad(&format!("target `{name}`: {error}"), "")

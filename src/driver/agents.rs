@@ -200,6 +200,16 @@ pub struct Agents {
     events: mpsc::UnboundedSender<FromLocation>,
 }
 
+/// Such targets can be defined and are checked; allocations are to come.
+fn no_slurm_yet(target: &str) -> Problem {
+    Problem::new(
+        "TargetError",
+        format!(
+            "target `{target}`: cells cannot run on targets of type `slurm` yet; use one of type `ssh` or `local`"
+        ),
+    )
+}
+
 impl Agents {
     /// No agent is started yet.
     pub fn new(
@@ -243,13 +253,14 @@ impl Agents {
                 pid: None,
             },
             Place::Ssh(ssh) => seat_there(&definition, ssh),
+            Place::Slurm(_) => return Err(no_slurm_yet(target)),
         };
         let spec = match &definition.place {
             Place::Local => {
                 let argv = launch::here(&definition, &seat.python, &**target == HOME);
                 spec(&definition, argv)
             }
-            Place::Ssh(_) => spec_there(&definition),
+            Place::Ssh(_) | Place::Slurm(_) => spec_there(&definition),
         };
         self.workers.insert(worker, seat);
         self.prepare(target)?;
@@ -267,6 +278,7 @@ impl Agents {
                     self.arrivals.clone(),
                     self.events.clone(),
                 )),
+                Place::Slurm(_) => return Err(no_slurm_yet(target)),
             };
             self.links.insert(target.clone(), link);
         }

@@ -2,6 +2,8 @@
 //!
 //! A fault in one target harms no cell but those that use it.
 
+mod slurm;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,8 @@ use toml::de::DeTable;
 use crate::session::HOME;
 use crate::spelling::nearest;
 use crate::target::shared::Shared;
+
+pub use slurm::Slurm;
 
 /// The name of the file.
 pub const FILE: &str = "cellferry.toml";
@@ -98,6 +102,8 @@ pub enum Place {
     Local,
     /// A host that is reached by ssh.
     Ssh(Ssh),
+    /// The nodes that a Slurm cluster grants.
+    Slurm(Box<Slurm>),
 }
 
 /// A host that is reached by ssh. What is not given here comes from ssh's own configuration.
@@ -331,6 +337,14 @@ impl Targets {
     /// The target of that name.
     pub fn get(&self, name: &str) -> Result<Target, ConfigError> {
         if let Some(target) = self.targets.get(name) {
+            if let Ok(Target {
+                place: Place::Slurm(slurm),
+                defined_in,
+                ..
+            }) = target
+            {
+                self.login(name, slurm, defined_in.as_deref())?;
+            }
             return target.clone();
         }
         if name == HOME {
@@ -386,6 +400,44 @@ impl Targets {
             shared.add(tree.into_iter().map(|(name, path, _)| (name, path)));
         }
         Ok(shared)
+    }
+
+    /// The host on which Slurm's commands are run; `None` for this machine.
+    ///
+    /// # Errors
+    /// If what the target calls its `login` is no host that is reached by ssh.
+    pub fn login(
+        &self,
+        name: &str,
+        slurm: &Slurm,
+        file: Option<&Path>,
+    ) -> Result<Option<Ssh>, ConfigError> {
+        let Some(login) = &slurm.login else {
+            return Ok(None);
+        };
+        let problem = match self.targets.get(login) {
+            Some(Ok(Target {
+                place: Place::Ssh(ssh),
+                ..
+            })) => return Ok(Some(ssh.clone())),
+            Some(Ok(_)) => format!("target `{login}` is not of type `ssh`"),
+            Some(Err(_)) => format!("target `{login}` has a fault of its own; mend that first"),
+            None => {
+                let alias = login.strip_prefix(SSH_PREFIX).unwrap_or(login);
+                if is_host(alias) {
+                    return Ok(Some(Ssh::alias(alias)));
+                }
+                format!(
+                    "`{login}` is no host: give an alias of ~/.ssh/config, user@host:port, or a target of type `ssh`"
+                )
+            }
+        };
+        Err(ConfigError::Invalid {
+            path: format!("targets.{name}.login"),
+            file: file.unwrap_or(Path::new(FILE)).display().to_string(),
+            line: None,
+            problem,
+        })
     }
 
     /// All targets, with what is wrong with them.
@@ -591,9 +643,15 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
             return Err(invalid("type", problem.to_owned()));
         }
         "ssh" => &SSH_KEYS,
+        "slurm" if name == HOME => {
+            let problem = "`home` is this machine; give the cluster another name";
+            return Err(invalid("type", problem.to_owned()));
+        }
+        "slurm" => &slurm::KEYS,
         kind => {
-            let problem =
-                format!("targets of type `{kind}` are not supported yet; use `local` or `ssh`");
+            let problem = format!(
+                "targets of type `{kind}` are not supported yet; use `local`, `ssh` or `slurm`"
+            );
             return Err(invalid("type", problem));
         }
     };
@@ -692,6 +750,9 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
             openssh,
             patience,
         })
+    } else if kind == "slurm" {
+        let slurm = slurm::read(table).map_err(|(key, problem)| invalid(&key, problem))?;
+        Place::Slurm(Box::new(slurm))
     } else {
         Place::Local
     };
@@ -704,7 +765,7 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
     // a far host are relative to the user's home there.
     let path = |path: String| match place {
         Place::Local => from_file(file, &path),
-        Place::Ssh(_) => path,
+        Place::Ssh(_) | Place::Slurm(_) => path,
     };
     Ok(Target {
         python: python.map(|python| match python.contains('/') {
@@ -814,7 +875,7 @@ mod tests {
                 "targets.lab.env.A",
             ),
             (
-                "[targets.lab]\ntype='slurm'\nlogin='x'",
+                "[targets.lab]\ntype='kubernetes'",
                 "lab",
                 "not supported yet",
             ),

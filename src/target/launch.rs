@@ -1,6 +1,6 @@
 //! How the Python of a target's workers is started: directly, or from a shell that prepares its environment.
 
-use crate::target::config::{Place, Target};
+use crate::target::config::Target;
 
 /// What every Python worker is started with, after its program.
 const KERNEL: [&str; 4] = ["-m", "ipykernel_launcher", "-f", "{connection_file}"];
@@ -52,7 +52,7 @@ pub fn name_there(target: &Target) -> String {
     match (&target.python, &target.conda, &target.place) {
         (Some(python), ..) => python.clone(),
         (None, Some(conda), _) => format!("conda environment {conda}"),
-        (None, None, Place::Ssh(_) | Place::Local) => "python3".to_owned(),
+        (None, None, _) => "python3".to_owned(),
     }
 }
 
@@ -84,10 +84,7 @@ fn script(target: &Target, python: Option<&str>) -> Option<String> {
     }
     let mut script = String::new();
     if let Some(setup) = &target.setup {
-        // A line that fails must not be passed over: the wrong Python would start.
-        script += &format!(
-            "trap 'echo \"{SETUP_FAILED} (status $?): $BASH_COMMAND\" >&2' ERR\nset -e\n{setup}\nset +e\ntrap - ERR\n"
-        );
+        script += &guarded_setup(setup);
     }
     if let Some(conda) = &target.conda {
         let conda = quoted(conda);
@@ -112,6 +109,13 @@ fn script(target: &Target, python: Option<&str>) -> Option<String> {
 fn default_python() -> &'static str {
     "for python in python3 python; do if command -v $python >/dev/null; then exec $python \"$@\"; fi; done; \
      echo \"cellferry: no python3 and no python on PATH\" >&2; exit 127"
+}
+
+/// The user's shell lines, for bash. One that fails must not be passed over: the wrong Python would start.
+pub fn guarded_setup(setup: &str) -> String {
+    format!(
+        "trap 'echo \"{SETUP_FAILED} (status $?): $BASH_COMMAND\" >&2' ERR\nset -e\n{setup}\nset +e\ntrap - ERR\n"
+    )
 }
 
 fn quoted(text: &str) -> String {

@@ -1,5 +1,6 @@
 //! Targets: the places that `cellferry.toml` names, and how to get locations from them.
 
+pub mod batch;
 pub mod config;
 pub mod home;
 pub mod launch;

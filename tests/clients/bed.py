@@ -1,7 +1,8 @@
 """The test bed as tests see it: real sshd on hosts of this machine, with faults on demand. The scripts in `tests/testbed` do
 the work; this holds one bed for a test process, and gives each test a HOME of its own that leads there.
 
-Every host has two users, `alice` and `bob`, sees this environment's Python at its own path, and listens on ports 22 and 2222."""
+Every host has two users, `alice` and `bob`, sees this environment's Python at its own path, and listens on ports 22 and 2222.
+The hosts of a `Cluster` run real Slurm besides."""
 
 import os
 import re
@@ -20,6 +21,8 @@ PROGRAMS = ("ip", "tc", "nft", "python3", "sshd", "ssh", "ssh-keygen", "nsenter"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # OpenSSH asks the user database, not HOME, where `~/.ssh` is; this library answers it.
 NAME_SERVICE = "libnss_wrapper.so"
+SLURM_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "qsub", "mpirun")
+ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd")
 BUSY = 3  # exit code of `up`
 NO_LIMIT = 4  # exit code of `fault memory`
 LINK_FAULTS = ("cut", "drop", "rate", "delay", "apart")
@@ -38,9 +41,9 @@ def privilege():
     raise Unavailable("hosts for ssh are made of namespaces, which needs root or passwordless sudo")
 
 
-def requirements():
+def requirements(more=()):
     """Checks what the bed needs, and returns what makes a command one of root's. Raises `Unavailable`."""
-    missing = [program for program in PROGRAMS if not shutil.which(program, path=SYSTEM_PATH)]
+    missing = [program for program in (*PROGRAMS, *more) if not shutil.which(program, path=SYSTEM_PATH)]
     if not list(Path("/usr/lib").glob(f"*/{NAME_SERVICE}")):
         missing.append(NAME_SERVICE)
     if missing:
@@ -70,6 +73,10 @@ class Failed(subprocess.CalledProcessError):
 class Bed:
     """Hosts `login`, `node1`, `node2`, up from `start` until `stop` or the end of this process, however it ends."""
 
+    OPTIONS = ()  # for `up`
+    BESIDES = ()  # hosts
+    BOOT_SECONDS = 60
+
     def __init__(self, root, slot, lock):
         self._root = root
         self._lock = lock  # held by the keeper, too, so that nobody takes the slot before all is down
@@ -82,7 +89,8 @@ class Bed:
         self.home = None  # HOME of the test: .ssh/config, .ssh/known_hosts, .ssh/id_ed25519
         self.left_within = 5  # seconds that processes have to end after the test
         self._keeper = None
-        self._broken, self._off, self._without_sshd, self._altered = set(), set(), set(), set()
+        # `_lacking` are hosts, each with the daemon that it misses.
+        self._broken, self._off, self._lacking, self._altered = set(), set(), set(), set()
 
     @classmethod
     def start(cls, root, nodes=2):
@@ -130,8 +138,9 @@ class Bed:
             pass_fds=[self._lock.fileno()],
             start_new_session=True,
         )
-        self._run("up", "--nodes", nodes, *(word for path in python_folders() for word in ("--bind", path)))
-        self.hosts = ("login", *(f"node{number + 1}" for number in range(nodes)))
+        binds = (word for path in python_folders() for word in ("--bind", path))
+        self._run("up", "--nodes", nodes, *self.OPTIONS, *binds, timeout=self.BOOT_SECONDS)
+        self.hosts = ("login", *(f"node{number + 1}" for number in range(nodes)), *self.BESIDES)
         # A folder of the checkout that only its owner may enter would else show as the failure of some test.
         self.on("login", f"{self.python} -c 'import ipykernel'", user=self.user)
 
@@ -155,16 +164,22 @@ class Bed:
 
     def fault(self, what, host, *more):
         """Breaks or mends a host: see `tests/testbed/fault`. All is mended after the test."""
-        broken_by = {"kill": self._off, "crash": self._without_sshd, "stop": self._without_sshd}
-        broken_by.update((fault, self._broken) for fault in LINK_FAULTS)
-        mended_by = {"heal": [self._broken], "start": [self._without_sshd]}
-        # What was changed in its memory and in its network goes with its power.
-        mended_by["boot"] = mended_by["fresh"] = [self._off, self._broken, self._without_sshd, self._altered]
-        if what in broken_by:
-            broken_by[what].add(host)
+        if what in LINK_FAULTS:
+            self._broken.add(host)
+        elif what == "kill":
+            self._off.add(host)
+        elif what in ("crash", "stop"):
+            self._lacking.add((host, *more))
         self._run("fault", what, host, *more)
-        for known in mended_by.get(what, []):
-            known.discard(host)
+        if what == "heal":
+            self._broken.discard(host)
+        elif what == "start":
+            self._lacking.discard((host, *more))
+        elif what in ("boot", "fresh"):
+            # What was changed in its memory and in its network goes with its power.
+            for known in (self._off, self._broken, self._altered):
+                known.discard(host)
+            self._lacking = {(other, daemon) for other, daemon in self._lacking if other != host}
 
     def on(self, host, command, user=None, timeout=60, **options):
         """What a bash command prints on a host, run there by root or `user`, without ssh. Fails as it fails."""
@@ -172,7 +187,7 @@ class Bed:
         return self._run("on", host, *words, "bash", "-c", command, timeout=timeout, **options)
 
     def processes(self, host):
-        """What runs on a host and is neither its own nor sshd's: command lines by pid (the host's pids)."""
+        """What runs on a host and is neither its own nor a daemon's: command lines by pid (the host's pids)."""
         lines = self._there(host, "processes").splitlines()
         return {int(pid): command for pid, _, command in (line.partition(" ") for line in lines)}
 
@@ -207,11 +222,20 @@ class Bed:
 
     def without_python(self, host):
         """Takes `python` and `python3` off the PATH; this environment's stays where it is."""
+        self.without(host, "python*", "pypy*")
+
+    def without(self, host, *programs):
+        """Takes programs off the PATH: they are in `/run/bin` then."""
+        patterns = " ".join(f"/usr/bin/{program}" for program in programs)
         self._alter(
             host,
             "mkdir /run/bin && mount --bind /usr/bin /run/bin && mount -t tmpfs -o mode=755 tb-bin /usr/bin"
-            " && /run/bin/cp -as /run/bin/. /usr/bin/ && rm -f /usr/bin/python* /usr/bin/pypy*",
+            f" && /run/bin/cp -as /run/bin/. /usr/bin/ && rm -f {patterns}",
         )
+
+    def full(self, host, path):
+        """Makes a folder, for all, in which there is no room."""
+        self._alter(host, f"mkdir {path} && mount -t tmpfs -o size=4k,mode=1777 tb-full {path} && ! cat /dev/zero > {path}/x")
 
     def sshd(self, host, *lines):
         """Adds lines to a host's sshd_config, before all others; the first word on a matter counts."""
@@ -314,9 +338,78 @@ class Bed:
 
     def _mend(self):
         """Every host is as it was before the test."""
-        for host in self._off | self._altered | self._without_sshd:
+        for host in self._off | self._altered | {host for host, _ in self._lacking}:
             self.fault("fresh", host)
-        self._broken, self._off, self._without_sshd, self._altered = set(), set(), set(), set()
+        self._broken, self._off, self._lacking, self._altered = set(), set(), set(), set()
+
+
+class Cluster(Bed):
+    """A cluster that runs real Slurm: `login` with its controller, nodes of 4 CPUs, 2000 MB and 2 pretended GPUs each, and one
+    /home for all of them. Beside it is `lab`, a host like those of every bed.
+
+    Partitions: `batch` (the default), `short` (at most a minute), and `urgent`, whose jobs end those of the others if they need
+    the room. Without accounting `sacct` says nothing, as on many small clusters."""
+
+    OPTIONS = ("--slurm",)
+    BESIDES = ("lab",)
+
+    @classmethod
+    def start(cls, root, nodes=3):
+        return super().start(root, nodes)
+
+    @property
+    def nodes(self):
+        """The hosts that run jobs."""
+        return [host for host in self.hosts if host.startswith("node")]
+
+    def slurm(self, command, user=USER, **options):
+        """What a command prints on `login`, run there by `user` in its home, without ssh."""
+        return self.on("login", f"cd; {command}", user=user, **options).strip()
+
+    def job(self, number):
+        """What Slurm's controller says of a job, as a dictionary. It knows it for five minutes after its end."""
+        words = self.slurm(f"scontrol -o show job {number}", user=None).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def ended(self, number, seconds=30):
+        """The job, once it has ended and left nothing behind."""
+        going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
+
+        def job():
+            found = self.job(number)
+            return found if found["JobState"] not in going else None
+
+        return processes.wait_until(job, seconds, lambda: f"job {number}: {self.job(number)}")
+
+    def states(self):
+        """The state of each node, in Slurm's words."""
+        return dict(line.split() for line in self.slurm("sinfo -h -N -p batch -o '%N %T'").splitlines())
+
+    def settle(self, seconds=60):
+        """Waits until every node is free."""
+        processes.wait_until(lambda: set(self.states().values()) == {"idle"}, seconds, lambda: f"nodes: {self.states()}")
+
+    def _tidy(self):
+        for host, daemon in sorted(self._lacking):
+            if daemon != "sshd" and host not in self._off:
+                self.fault("start", host, daemon)
+        super()._tidy()
+
+    def _mend(self):
+        if "login" not in self._off:
+            self.on("login", f"PATH=$PATH:/run/bin; scancel --user={USER}; scancel --user={OTHER_USER}")
+        super()._mend()
+        for host, state in self.states().items():
+            if state.startswith("drain"):
+                self.on("login", f"scontrol update NodeName={host} State=RESUME")
+        self.settle()
+
+
+class AccountedCluster(Cluster):
+    """A cluster with accounting: `sacct` knows how jobs ended, and by whom."""
+
+    OPTIONS = ("--slurm", "--accounting")
+    BOOT_SECONDS = 120
 
 
 def passwd():

@@ -16,6 +16,8 @@ from client import Kernel  # noqa: E402
 from compare import assert_same_as_ipykernel, notebook  # noqa: E402
 from world import KERNEL, own_world, write_targets  # noqa: E402
 
+# What a test can ask for, one of them, and the fixture that lasts.
+HOSTS = {"bed": "session_bed", "cluster": "session_cluster", "accounted": "session_accounted"}
 OUT = Path(__file__).parent.parent / "out"
 
 
@@ -41,8 +43,9 @@ def base_folder(tmp_path_factory):
 def world(mark, monkeypatch, tmp_path, request):
     """Each test's own world. Where the test has hosts, they are looked over once its kernels have ended."""
     with own_world(mark, monkeypatch) as folder, ExitStack() as hosts:
-        if "bed" in request.fixturenames:
-            hosts.enter_context(request.getfixturevalue("session_bed").used(folder, monkeypatch))
+        for name, session in HOSTS.items():
+            if name in request.fixturenames:
+                hosts.enter_context(request.getfixturevalue(session).used(folder, monkeypatch))
         yield folder
 
 
@@ -50,6 +53,18 @@ def world(mark, monkeypatch, tmp_path, request):
 def bed(world, session_bed):
     """Hosts `login`, `node1`, `node2` that HOME leads to (bed.py)."""
     return session_bed
+
+
+@pytest.fixture
+def cluster(world, session_cluster):
+    """Real Slurm on `login`, `node1` to `node3`, and the host `lab`, that HOME leads to (bed.py)."""
+    return session_cluster
+
+
+@pytest.fixture
+def accounted(world, session_accounted):
+    """The same with accounting."""
+    return session_accounted
 
 
 @pytest.fixture(scope="module")

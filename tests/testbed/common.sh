@@ -15,6 +15,7 @@ TB_BRIDGE=${TB_BRIDGE:-tb0}         # give each concurrent test bed its own
 TB_NET=${TB_NET:-10.77.0}           # bridge, /24 network and TB_STATE
 TB_USER=alice                       # her uid is 2001
 TB_OTHER=bob                        # another user of every host, 2002
+TB_LONER=lab                        # the host beside a cluster that is none of its nodes
 MARK="testbed $TB_STATE"            # alias of each of our network interfaces
 
 die() { echo "${0##*/}: $*" >&2; exit 1; }
@@ -47,14 +48,21 @@ on_host() {     # on_host HOST CMD... : run as root in the host
 }
 
 furnish() {         # the disks of a host, as good as new; it must be down
-    local dir=$TB_STATE/hosts/$1 user uid=2001
+    local dir=$TB_STATE/hosts/$1
     # What was mounted on them went with the host: these are plain files.
     rm -rf --one-file-system "${dir:?}"/{scratch,var,home}
-    mkdir -p "$dir"/{root,scratch,home,etc/ssh,var/lib,var/log,var/spool,var/tmp}
+    mkdir -p "$dir"/{root,scratch,etc/ssh,etc/testbed,var/lib,var/log,var/spool,var/tmp}
     chmod 1777 "$dir/scratch" "$dir/var/tmp"
     ln -s /run "$dir/var/run"
+    # The hosts of a cluster have one /home in common, which outlives each of them.
+    if [ ! -d "$TB_STATE/home" ] || [ "$1" = "$TB_LONER" ]; then homes "$dir/home"; fi
+}
+
+homes() {           # homes DIR: a home of their own for all users
+    local user uid=2001
+    mkdir -p "$1"
     for user in "$TB_USER" "$TB_OTHER"; do
-        install -d -o $uid -g $uid -m 700 "$dir/home/$user"
+        install -d -o $uid -g $uid -m 700 "$1/$user"
         uid=$((uid + 1))
     done
 }
@@ -166,5 +174,5 @@ teardown() {        # harmless when nothing is up, or only half of it
     done
     # Names only, never $TB_STATE itself: other things may live there.
     (cd "$TB_STATE" && rm -rf --one-file-system hosts shared etc env ssh_config \
-        known_hosts id_ed25519 id_ed25519.pub)
+        known_hosts id_ed25519 id_ed25519.pub home)
 }
