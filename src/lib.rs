@@ -10,6 +10,7 @@ pub mod graph;
 pub mod ledger;
 pub mod name;
 pub mod notebook;
+pub mod paths;
 pub mod session;
 pub mod spelling;
 pub mod target;

@@ -211,6 +211,9 @@ fn relay(stream: &UnixStream) -> io::Result<u64> {
 }
 
 /// Copies until one end has nothing more to give or to take.
+///
+/// Not by `io::copy`, which splices: that holds the pipe for as long as the socket is full, and sshd at the pipe's other end,
+/// which must never wait there, would hang.
 fn copy(mut from: impl Read, mut to: impl Write) -> u64 {
     let (mut buffer, mut copied) = (vec![0; BUFFER], 0);
     loop {

@@ -10,10 +10,11 @@ pub mod attach;
 mod brake;
 mod direct;
 mod exit;
-mod files;
+pub mod files;
 mod growing;
 pub mod guard;
 mod machine;
+mod mapped;
 mod memory;
 mod outlet;
 mod place;
@@ -25,6 +26,9 @@ mod transfers;
 mod worker;
 
 pub use agent::Agent;
+pub use growing::Growing;
+pub use mapped::Mapped;
+pub use pool::Pool;
 pub use run_dir::RunDir;
 pub use serve::serve;
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use cellferry_agent::attach::{AttachError, Attachment};
 use cellferry_agent::{OWN_PROGRAM, guard, serve};
-use cellferry_wire::{PROGRAM_VERSION, WIRE_VERSION};
+use cellferry_wire::BUILD;
 use tracing_subscriber::EnvFilter;
 
 const USAGE: &str = "Runs workers for a Cellferry kernel, which starts it.
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
             Err(error) => fail(&format!("cannot read this program: {error}")),
         },
         ["--version"] => {
-            println!("cellferry-agent {PROGRAM_VERSION}, wire {WIRE_VERSION}");
+            println!("cellferry-agent {BUILD}");
             ExitCode::SUCCESS
         }
         _ => usage(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cellferry_wire::protocol::{FromAgent, ToAgent};
-use cellferry_wire::{Connection, Line, Receiver};
+use cellferry_wire::{Connection, Line, Receiver, WireError};
 use nix::unistd::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -86,6 +86,11 @@ async fn carry(listener: tokio::net::UnixListener, line: Line) {
             accepted = listener.accept() => accepted,
             Some(ended) = streams.join_next() => match ended {
                 Ok(Ok(())) => return,
+                // Whoever started us is of another build, so nobody will ever carry this conversation.
+                Ok(Err(error @ WireError::Build { .. })) if line.heard().is_none() => {
+                    tracing::error!("{error}");
+                    return;
+                }
                 Ok(Err(error)) => {
                     tracing::info!("a link ended: {error}");
                     continue;

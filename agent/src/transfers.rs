@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use cellferry_wire::Held;
-use cellferry_wire::protocol::{DOOR_IDLE, FilePath, FromAgent, Secret};
+use cellferry_wire::protocol::{DOOR_IDLE, FilePath, FromAgent, PIECE, Secret};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::direct::{self, Door, Shelf};
 use crate::files::resolve;
 use crate::growing::{Growing, remove};
+use crate::mapped::Mapped;
 use crate::outlet::Outlet;
 use crate::pool::Pool;
 use crate::tickets::{Ticket, Tickets, Way};
@@ -36,6 +37,15 @@ pub struct Transfers {
 
 /// Bytes, and their credit, if they came over a wire: it goes back when they are written.
 type Piece = (Bytes, Option<Held>);
+
+/// What is sent.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    /// It is in our own directory.
+    Value,
+    /// It is the user's, who may change it at any time.
+    File,
+}
 
 impl Transfers {
     /// Values are kept in `segments`.
@@ -79,7 +89,7 @@ impl Transfers {
     /// Sends a file of the user's.
     pub fn fetch_file(&mut self, transfer: u64, path: &FilePath) {
         match resolve(path) {
-            Ok(resolved) => self.send(transfer, resolved.whole()),
+            Ok(resolved) => self.send(transfer, resolved.whole(), What::File),
             Err(reason) => self
                 .outlet
                 .tell(FromAgent::TransferFailed { transfer, reason }),
@@ -88,13 +98,13 @@ impl Transfers {
 
     /// Sends a value.
     pub fn fetch(&mut self, transfer: u64) {
-        self.send(transfer, self.segment(transfer));
+        self.send(transfer, self.segment(transfer), What::Value);
     }
 
-    fn send(&mut self, transfer: u64, path: PathBuf) {
+    fn send(&mut self, transfer: u64, path: PathBuf, what: What) {
         let outlet = self.outlet.clone();
         self.start(transfer, Way::Away, async move |ticket| {
-            send(&ticket, path, &outlet).await;
+            send(&ticket, path, what, &outlet).await;
         });
     }
 
@@ -232,12 +242,15 @@ fn write(
 }
 
 /// Sends a file in pieces, and how that ended.
-async fn send(ticket: &Ticket, path: PathBuf, outlet: &Outlet) {
+async fn send(ticket: &Ticket, path: PathBuf, what: What, outlet: &Outlet) {
     let transfer = ticket.transfer();
     let sending = async {
-        let mut size = 0;
-        let last = match send_pieces(transfer, &path, outlet, &mut size).await {
-            Ok(()) => FromAgent::Sent { transfer, size },
+        let sent = match what {
+            What::Value => send_value(transfer, &path, outlet).await,
+            What::File => send_file(transfer, &path, outlet).await,
+        };
+        let last = match sent {
+            Ok(size) => FromAgent::Sent { transfer, size },
             Err(error) => FromAgent::TransferFailed {
                 transfer,
                 reason: format!("cannot read `{}`: {error}", path.display()),
@@ -251,25 +264,35 @@ async fn send(ticket: &Ticket, path: PathBuf, outlet: &Outlet) {
     }
 }
 
-async fn send_pieces(
-    transfer: u64,
-    path: &Path,
-    outlet: &Outlet,
-    size: &mut u64,
-) -> io::Result<()> {
+/// Sends a value; returns its size.
+async fn send_value(transfer: u64, path: &Path, outlet: &Outlet) -> io::Result<u64> {
+    let path = path.to_owned();
+    let value = off_loop(move || Mapped::new(open(&path)?)).await?;
+    for offset in (0..value.size()).step_by(PIECE) {
+        for bytes in value.piece(offset)? {
+            if !outlet.send(FromAgent::Data { transfer, bytes }).await {
+                return Ok(value.size());
+            }
+        }
+    }
+    Ok(value.size())
+}
+
+/// Sends a file of the user's; returns its size. It is read, not mapped: if it became shorter meanwhile, that would kill us.
+async fn send_file(transfer: u64, path: &Path, outlet: &Outlet) -> io::Result<u64> {
     let path = path.to_owned();
     let mut file = off_loop(move || open(&path)).await?;
-    let pool = Pool::default();
+    let (pool, mut size) = (Pool::default(), 0);
     loop {
         let (bytes, lender);
         lender = pool.clone();
         (file, bytes) = off_loop(move || lender.read(&mut file).map(|bytes| (file, bytes))).await?;
         if bytes.is_empty() {
-            return Ok(());
+            return Ok(size);
         }
-        *size += bytes.len() as u64;
+        size += bytes.len() as u64;
         if !outlet.send(FromAgent::Data { transfer, bytes }).await {
-            return Ok(());
+            return Ok(size);
         }
     }
 }

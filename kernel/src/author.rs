@@ -56,6 +56,17 @@ impl Author {
         }
     }
 
+    /// The message once more, as one of its own: clients take two of one signature for an attack.
+    pub fn again(&self, message: &Message) -> Result<Message, serde_json::Error> {
+        let mut header: Map<String, Value> = serde_json::from_slice(&message.header)?;
+        header.insert("msg_id".to_owned(), Uuid::new_v4().to_string().into());
+        header.insert("session".to_owned(), self.session.as_str().into());
+        Ok(Message {
+            header: Bytes::from(serde_json::to_vec(&header)?),
+            ..message.clone()
+        })
+    }
+
     /// Puts the author's session into the header of somebody else's message, to pass it on. A kernel has
     /// one session: JupyterLab takes another one for a restart and drops what it has not shown yet.
     pub fn adopt(&self, message: &mut Message) -> Result<(), serde_json::Error> {

@@ -13,7 +13,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-pub use schema::{Element, ElementType, Step, Target, Workflow};
+pub use schema::{Element, ElementType, FileElement, Files, Step, Target, Workflow};
 
 /// One thing that is wrong with a cell's metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]

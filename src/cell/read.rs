@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::MetadataError;
 use super::resources::Resources;
-use super::schema::{Element, ElementType, Step, Target, Workflow};
+use super::schema::{Element, ElementType, FileElement, FileType, Paths, Step, Target, Workflow};
 use crate::spelling::nearest;
 
 /// Keys under `workflow`.
@@ -365,8 +365,12 @@ impl Reader<'_> {
                 }
             };
             if let Some(element) = element {
-                let (Element::Name(name) | Element::Object { name, .. }) = &element;
-                if !seen.insert(name.clone()) {
+                let name = match &element {
+                    Element::Name(name) | Element::Object { name, .. } => Some(name),
+                    // What is called alike, or not at all, need not be the same files.
+                    Element::File(_) => None,
+                };
+                if name.is_some_and(|name| !seen.insert(name.clone())) {
                     self.fault(&path, "given twice".to_owned());
                 }
                 elements.push(element);
@@ -397,7 +401,8 @@ impl Reader<'_> {
             Some(Value::String(kind)) => match kind.as_str() {
                 "name" => ElementType::Name,
                 "control" => ElementType::Control,
-                "file" | "env" if types.contains(&kind.as_str()) => {
+                "file" => return self.file(map, path),
+                "env" if types.contains(&kind.as_str()) => {
                     self.later(&format!("type `{kind}`"), &format!("{path}.type"));
                     return None;
                 }
@@ -436,6 +441,85 @@ impl Reader<'_> {
             }
         };
         Some(Element::Object { name, kind })
+    }
+
+    fn file(&mut self, map: &Map<String, Value>, path: &str) -> Option<Element> {
+        for key in ["serializer", "scatter", "gather"] {
+            if map.get(key).is_some_and(|value| !value.is_null()) {
+                self.later(&format!("`{key}`"), &format!("{path}.{key}"));
+            }
+        }
+        let mut variable = |key: &str| match map.get(key) {
+            None | Some(Value::Null) => Some(None),
+            Some(Value::String(name)) => self.name(name, &format!("{path}.{key}")).map(Some),
+            Some(other) => {
+                self.must_be("a string", other, &format!("{path}.{key}"));
+                None
+            }
+        };
+        let (name, value_from) = (variable("name")?, variable("valueFrom")?);
+        let value = match map.get("value") {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(self.paths(value, &format!("{path}.value"))?),
+        };
+        match (&name, &value, &value_from) {
+            (_, Some(_), Some(_)) => {
+                let problem = "cannot stand beside `value`, which says where the files are";
+                self.fault(&format!("{path}.valueFrom"), problem.to_owned());
+                return None;
+            }
+            (None, None, None) => {
+                let problem = "must have a `value`, a path or a list of paths, or the `name` of a variable that holds one";
+                self.fault(path, problem.to_owned());
+                return None;
+            }
+            _ => {}
+        }
+        Some(Element::File(FileElement {
+            kind: FileType::File,
+            name,
+            value,
+            value_from,
+        }))
+    }
+
+    fn paths(&mut self, value: &Value, path: &str) -> Option<Paths> {
+        match value {
+            Value::String(text) => self.one_path(text, path).map(Paths::One),
+            Value::Array(list) if !list.is_empty() => {
+                let all = list.iter().enumerate().map(|(index, value)| {
+                    let path = format!("{path}[{index}]");
+                    match value {
+                        Value::String(text) => self.one_path(text, &path),
+                        other => {
+                            self.must_be("a path", other, &path);
+                            None
+                        }
+                    }
+                });
+                // All that is wrong is told.
+                let all: Vec<Option<String>> = all.collect();
+                Some(Paths::Many(all.into_iter().collect::<Option<_>>()?))
+            }
+            Value::Array(_) => {
+                self.fault(path, "must not be empty".to_owned());
+                None
+            }
+            other => {
+                self.must_be("a path or a list of paths", other, path);
+                None
+            }
+        }
+    }
+
+    fn one_path(&mut self, text: &str, path: &str) -> Option<String> {
+        match crate::paths::Place::parse(text) {
+            Ok(_) => Some(text.to_owned()),
+            Err(problem) => {
+                self.fault(path, problem);
+                None
+            }
+        }
     }
 
     fn texts(&mut self, value: &Value, path: &str) -> Vec<String> {

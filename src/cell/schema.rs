@@ -71,6 +71,39 @@ pub struct Step {
     pub autoin: bool,
 }
 
+impl Step {
+    /// The files that it reads, and those that it makes.
+    pub fn files(&self) -> Files {
+        let files = |elements: &[Element]| {
+            elements
+                .iter()
+                .filter_map(Element::files)
+                .cloned()
+                .collect()
+        };
+        Files {
+            inputs: files(&self.inputs),
+            outputs: files(&self.outputs),
+        }
+    }
+}
+
+/// The files of a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Files {
+    /// Brought to the step's working directory before it runs.
+    pub inputs: Vec<FileElement>,
+    /// Brought home after it has run.
+    pub outputs: Vec<FileElement>,
+}
+
+impl Files {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.inputs.is_empty() && self.outputs.is_empty()
+    }
+}
+
 impl Default for Step {
     fn default() -> Self {
         Self {
@@ -95,10 +128,12 @@ pub enum Element {
         #[serde(rename = "type", default)]
         kind: ElementType,
     },
+    /// Files.
+    File(FileElement),
 }
 
 impl Element {
-    /// The variable that is meant; none for an element that only orders steps.
+    /// The variable that is meant; none for files, and for an element that only orders steps.
     pub fn variable(&self) -> Option<&str> {
         match self {
             Self::Name(name)
@@ -109,12 +144,77 @@ impl Element {
             Self::Object {
                 kind: ElementType::Control,
                 ..
-            } => None,
+            }
+            | Self::File(_) => None,
+        }
+    }
+
+    /// The files that are meant, if they are.
+    pub fn files(&self) -> Option<&FileElement> {
+        match self {
+            Self::File(files) => Some(files),
+            Self::Name(_) | Self::Object { .. } => None,
         }
     }
 }
 
-/// What an input or output is.
+/// Files and directories that a step reads or makes. They have a `value`, or a variable says where they are: the one of
+/// `valueFrom`, else of `name`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileElement {
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: FileType,
+    /// Beside a `value` only what messages call the files; else the variable that holds a path or a list of paths.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Paths or glob patterns, relative to the working directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<Paths>,
+    /// The variable that holds a path or a list of paths, if it is not the `name`.
+    #[serde(rename = "valueFrom", skip_serializing_if = "Option::is_none")]
+    pub value_from: Option<String>,
+}
+
+impl FileElement {
+    /// The paths that the metadata itself gives.
+    pub fn paths(&self) -> &[String] {
+        match &self.value {
+            Some(Paths::One(path)) => std::slice::from_ref(path),
+            Some(Paths::Many(paths)) => paths,
+            None => &[],
+        }
+    }
+
+    /// The variable that holds the paths, if the metadata does not give them.
+    pub fn variable(&self) -> Option<&str> {
+        match self.value {
+            Some(_) => None,
+            None => self.value_from.as_deref().or(self.name.as_deref()),
+        }
+    }
+}
+
+/// What says that an element means files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FileType {
+    /// Files.
+    File,
+}
+
+/// One path or several, each of which may be a glob pattern.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Paths {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+/// What an input or output is that is no file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ElementType {

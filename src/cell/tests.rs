@@ -149,8 +149,8 @@ fn what_comes_later_is_refused_by_name() {
         (json!({"repeat": {"max": 3}}), "workflow.repeat"),
         (json!({"language": "rust"}), "workflow.language"),
         (
-            json!({"step": {"in": [{"name": "x", "type": "file"}]}}),
-            "workflow.step.in[0].type",
+            json!({"step": {"in": [{"name": "x", "type": "file", "serializer": "s"}]}}),
+            "workflow.step.in[0].serializer",
         ),
         (
             json!({"step": {"in": [{"name": "x", "type": "env"}]}}),
@@ -171,6 +171,61 @@ fn what_comes_later_is_refused_by_name() {
             found.contains(path) && found.contains("not supported yet"),
             "{workflow}: {found}"
         );
+    }
+}
+
+#[test]
+fn files_have_paths_or_a_variable_that_holds_them() {
+    let source = "#| in: [x, {type: file, value: a.csv}, {type: file, name: table, value: ['b/*.csv', ~/c]}]\n\
+        #| out: [{type: file, name: plot}, {type: file, name: p, valueFrom: q}]";
+    let step = good(&json!({}), source).step.unwrap();
+    let Files { inputs, outputs } = step.files();
+    let paths: Vec<&[String]> = inputs.iter().map(FileElement::paths).collect();
+    assert_eq!(paths, [&["a.csv"][..], &["b/*.csv", "~/c"]]);
+    let variables = |files: &[FileElement]| -> Vec<Option<String>> {
+        files
+            .iter()
+            .map(|file| file.variable().map(str::to_owned))
+            .collect()
+    };
+    assert_eq!(variables(&inputs), [None, None]);
+    assert_eq!(
+        variables(&outputs),
+        ["plot", "q"].map(|name| Some(name.to_owned()))
+    );
+    let names: Vec<_> = step.inputs.iter().filter_map(Element::variable).collect();
+    assert_eq!(names, ["x"]);
+    for (element, expected) in [
+        (json!({}), "`workflow.step.in[0]`: must have a `value`"),
+        (
+            json!({"value": 3}),
+            "must be a path or a list of paths, not a number",
+        ),
+        (json!({"value": []}), "must not be empty"),
+        (
+            json!({"value": ["a", "", 3]}),
+            "`workflow.step.in[0].value[1]`: must be a path; it is empty",
+        ),
+        (
+            json!({"value": ["a", "", 3]}),
+            "`workflow.step.in[0].value[2]`: must be a path, not a number",
+        ),
+        (json!({"value": ".."}), "must name files or directories"),
+        (json!({"value": "~bob/x"}), "only `~/`"),
+        (
+            json!({"value": "a", "valueFrom": "b"}),
+            "`workflow.step.in[0].valueFrom`: cannot stand beside `value`",
+        ),
+        (json!({"name": "a/b"}), "is not the name of a variable"),
+        (
+            json!({"value": "a", "vale": "b"}),
+            "unknown key; did you mean `value`",
+        ),
+    ] {
+        let mut element = element;
+        element["type"] = json!("file");
+        let found = errors(json!({"step": {"in": [element.clone()]}}), "");
+        assert!(found.contains(expected), "{element}: {found}");
     }
 }
 
@@ -323,6 +378,24 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
+fn any_files() -> impl Strategy<Value = FileElement> {
+    let name = "[a-z_][a-z0-9_]{0,5}";
+    let paths = prop_oneof![
+        "[a-z*?/]{0,3}[a-z]{1,3}".prop_map(schema::Paths::One),
+        prop::collection::vec("[a-z]{1,3}", 1..3).prop_map(schema::Paths::Many),
+    ];
+    let place = prop_oneof![
+        paths.prop_map(|paths| (Some(paths), None)),
+        name.prop_map(|variable| (None, Some(variable))),
+    ];
+    (prop::option::of(name), place).prop_map(|(name, (value, value_from))| FileElement {
+        kind: schema::FileType::File,
+        name,
+        value,
+        value_from,
+    })
+}
+
 fn any_workflow() -> impl Strategy<Value = Workflow> {
     let name = "[a-z_][a-z0-9_]{0,5}";
     let target = prop_oneof![
@@ -333,6 +406,7 @@ fn any_workflow() -> impl Strategy<Value = Workflow> {
     let element = prop_oneof![
         name.prop_map(Element::Name),
         (name, kind).prop_map(|(name, kind)| Element::Object { name, kind }),
+        any_files().prop_map(Element::File),
     ];
     let step =
         (prop::collection::vec(element, 0..2), any::<bool>()).prop_map(|(inputs, autoin)| Step {

@@ -62,6 +62,12 @@ pub async fn run(arguments: &Arguments) -> bool {
                     report.good(&format!("targets are defined in {}", file.display()))
                 }),
             }
+            if let Err(error) = targets.shared() {
+                report.bad(
+                    &error.to_string(),
+                    "mend it in that file; until then no cell with files can run",
+                );
+            }
             check_targets(&mut report, arguments, &targets).await;
         }
         Err(error) => {

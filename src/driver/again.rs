@@ -178,7 +178,13 @@ impl Shown {
         // The source of the cell is still there.
         let said = said.into_iter();
         let said = said.filter(|message| topic(message) != b"execute_input");
-        let shown: Vec<Message> = self.notes.iter().cloned().chain(said).collect();
+        let shown: Vec<Message> = self
+            .notes
+            .iter()
+            .cloned()
+            .chain(said)
+            .map(|message| author.again(&message).unwrap_or(message))
+            .collect();
         // Cleared as soon as something else comes, so that the cell does not flicker.
         let content = json!({"wait": !shown.is_empty()});
         let mut clear = author.message("clear_output", None, &content);

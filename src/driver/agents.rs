@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cellferry_agent::guard::Guard;
-use cellferry_agent::{Agent, OWN_PROGRAM, RunDir};
+use cellferry_agent::{Agent, Mapped, OWN_PROGRAM, RunDir};
 use cellferry_ssh::Question;
 use cellferry_wire::protocol::{
     Exit, FromAgent, Hello, PIECE, StartFailure, ToAgent, WorkerId, WorkerSpec,
 };
 use cellferry_wire::{Connection, Sender};
-use tokio::io::AsyncReadExt;
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -24,6 +23,7 @@ use super::arrivals::Arrivals;
 use super::carry::Machine;
 use super::cells::Cells;
 use super::far::{Far, LinkState};
+use super::files::{End, MODULES, Remote, Staged};
 use crate::session::{Gone, HOME, Problem, TargetName};
 use crate::target::config::{ConfigError, Place, Ssh, Target};
 use crate::target::home::{HomePython, home_python};
@@ -54,6 +54,8 @@ pub enum FromLocation {
         /// Why.
         reason: String,
     },
+    /// Files have been brought for a worker, or could not be.
+    Staged(WorkerId, Staged),
     /// An agent has ended, or its location is lost: with what to tell of it.
     AgentGone(TargetName, Problem),
     /// The link to a far agent dropped, or is back.
@@ -197,14 +199,12 @@ pub struct Agents {
     events: mpsc::UnboundedSender<FromLocation>,
 }
 
-/// Such targets can be defined and are checked; allocations are to come.
-fn no_slurm_yet(target: &str) -> Problem {
-    Problem::new(
-        "TargetError",
-        format!(
-            "target `{target}`: cells cannot run on targets of type `slurm` yet; use one of type `ssh` or `local`"
-        ),
-    )
+/// For a target of a type on which no cell can run yet.
+fn not_yet(target: &TargetName) -> Problem {
+    let error = ConfigError::NotYet {
+        name: target.to_string(),
+    };
+    Problem::new("TargetError", error.to_string())
 }
 
 impl Agents {
@@ -250,7 +250,7 @@ impl Agents {
                 pid: None,
             },
             Place::Ssh(ssh) => seat_there(&definition, ssh),
-            Place::Slurm(_) => return Err(no_slurm_yet(target)),
+            Place::Slurm(_) => return Err(not_yet(target)),
         };
         let spec = match &definition.place {
             Place::Local => {
@@ -268,10 +268,11 @@ impl Agents {
                 Place::Ssh(ssh) => Link::Far(Far::start(
                     target.clone(),
                     ssh.clone(),
+                    self.run_dir.as_ref().map(|dir| dir.path().to_owned()),
                     self.arrivals.clone(),
                     self.events.clone(),
                 )),
-                Place::Slurm(_) => return Err(no_slurm_yet(target)),
+                Place::Slurm(_) => return Err(not_yet(target)),
             };
             self.links.insert(target.clone(), link);
         }
@@ -448,6 +449,43 @@ impl Agents {
         Ok(())
     }
 
+    /// The files of the far host that a worker is on.
+    pub fn remote(&self, worker: WorkerId) -> Option<Remote> {
+        let target = &self.workers.get(&worker)?.target;
+        match self.links.get(target)? {
+            Link::Far(far) => Some(Remote::new(
+                target.clone(),
+                far.sender.clone(),
+                far.answers.clone(),
+            )),
+            Link::Here(_) | Link::Process { .. } => None,
+        }
+    }
+
+    /// Between what files go for a worker whose working directory is `folder`: home, and where it is.
+    pub fn ends(&self, worker: WorkerId, folder: String, home: String) -> Option<(End, End)> {
+        let target = &self.workers.get(&worker)?.target;
+        let remote = self.remote(worker);
+        let here = End {
+            target: HOME.into(),
+            base: self.home_dir.display().to_string(),
+            home: cellferry_agent::files::home().display().to_string(),
+            remote: None,
+        };
+        let there = End {
+            target: target.clone(),
+            base: folder,
+            home,
+            remote,
+        };
+        Some((here, there))
+    }
+
+    /// Where events go.
+    pub fn events(&self) -> mpsc::UnboundedSender<FromLocation> {
+        self.events.clone()
+    }
+
     /// A worker answers.
     pub fn is_up(&mut self, worker: WorkerId, pid: u32) {
         if let Some(seat) = self.workers.get_mut(&worker) {
@@ -523,12 +561,19 @@ impl Agents {
         }
     }
 
-    /// Places of the user's own modules that a worker elsewhere would not look at.
-    pub fn module_paths(&self, worker: WorkerId) -> Vec<String> {
-        match self.workers.get(&worker) {
-            Some(seat) if &*seat.target != HOME => vec![self.home_dir.display().to_string()],
-            _ => Vec::new(),
-        }
+    /// The notebook's folder.
+    pub fn folder(&self) -> &Path {
+        &self.home_dir
+    }
+
+    /// Where the user's own modules are that a worker elsewhere would not look at.
+    pub fn modules(&self, worker: WorkerId) -> Option<String> {
+        let folder = match self.machine(worker)? {
+            Machine::Home if &*self.workers.get(&worker)?.target == HOME => return None,
+            Machine::Home => self.home_dir.clone(),
+            Machine::Far(target) => Path::new(&self.hellos.get(&target)?.run_dir).join(MODULES),
+        };
+        Some(folder.display().to_string())
     }
 
     /// The error for a worker that did not start.
@@ -620,33 +665,34 @@ pub fn how(exit: &Exit) -> Gone {
     }
 }
 
-/// Sends a file in pieces; gives up without a word when it is gone, since then nobody needs it.
+/// In which way a worker did not start: whether something killed it, or another one would not start either.
+pub fn how_failed(failure: &StartFailure) -> Gone {
+    match failure {
+        StartFailure::Exited { exit, .. } if how(exit) == Gone::Killed => Gone::Killed,
+        _ => Gone::NotStarted,
+    }
+}
+
+/// Sends a value; gives up without a word when its file is gone, since then nobody needs it.
 async fn upload(
     sender: &Sender<ToAgent>,
     transfer: u64,
     size: u64,
     path: &Path,
 ) -> std::io::Result<()> {
-    let mut file = tokio::fs::File::open(path).await?;
-    file.set_max_buf_size(PIECE);
+    let value = Mapped::new(std::fs::File::open(path)?)?;
+    if value.size() < size {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
     sender.queue(ToAgent::Receive { transfer, size });
-    let mut left = size;
-    while left > 0 && tokio::fs::try_exists(path).await.unwrap_or(true) {
-        let mut piece = bytes::BytesMut::with_capacity(PIECE);
-        while piece.len() < PIECE
-            && (&mut file)
-                .take((PIECE - piece.len()) as u64)
-                .read_buf(&mut piece)
-                .await?
-                > 0
-        {}
-        if piece.is_empty() {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
+    for offset in (0..size).step_by(PIECE) {
+        if !path.try_exists().unwrap_or(true) {
+            break;
         }
-        left = left.saturating_sub(piece.len() as u64);
-        let bytes = piece.freeze();
-        if !sender.send(ToAgent::Data { transfer, bytes }).await {
-            return Ok(());
+        for bytes in value.piece(offset)? {
+            if !sender.send(ToAgent::Data { transfer, bytes }).await {
+                return Ok(());
+            }
         }
     }
     Ok(())

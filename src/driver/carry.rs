@@ -221,16 +221,15 @@ impl Carry {
                 reason,
                 reached,
             } => {
-                let to = self.direct(transfer, &machine);
-                match to {
-                    Some(to) if reached => self.failed(transfer, &to, &reason),
-                    Some(to) => {
-                        tracing::info!(
-                            "a value does not go directly to `{target}` or from it: {reason}"
-                        );
-                        self.next_way(transfer, &to, agents)
-                    }
-                    None => Vec::new(),
+                let Some(to) = self.direct(transfer, &machine) else {
+                    return Vec::new();
+                };
+                tracing::info!("a value does not go directly to `{target}` or from it: {reason}");
+                if reached {
+                    // The other agent may be gone, or out of its reach by now: on the way through home that is told, or mended.
+                    self.go(transfer, &to, Way::ThroughHome, agents)
+                } else {
+                    self.next_way(transfer, &to, agents)
                 }
             }
             FromAgent::TransferFailed { transfer, reason } => {
@@ -255,22 +254,27 @@ impl Carry {
 
     /// The one way did not work: takes the next.
     fn next_way(&mut self, transfer: u64, to: &Machine, agents: &mut Agents) -> Vec<Carried> {
-        let Some(going) = self
-            .files
-            .get_mut(&transfer)
-            .and_then(|file| file.going.get_mut(to))
-        else {
+        let file = self.files.get(&transfer);
+        let Some(going) = file.and_then(|file| file.going.get(to)) else {
             return Vec::new();
         };
-        going.way = match going.way {
+        let way = match going.way {
             Way::Pull => Way::Push,
             _ => Way::ThroughHome,
         };
-        if let (Way::ThroughHome, Machine::Far(from), Machine::Far(to)) =
-            (going.way, &going.from, to)
-        {
+        if let (Way::ThroughHome, Machine::Far(from), Machine::Far(to)) = (way, &going.from, to) {
             self.apart.insert(pair(from, to));
         }
+        self.go(transfer, to, way, agents)
+    }
+
+    /// Begins anew, on this way.
+    fn go(&mut self, transfer: u64, to: &Machine, way: Way, agents: &mut Agents) -> Vec<Carried> {
+        let file = self.files.get_mut(&transfer);
+        let Some(going) = file.and_then(|file| file.going.get_mut(to)) else {
+            return Vec::new();
+        };
+        going.way = way;
         match self.start(transfer, to, agents) {
             Ok(()) => Vec::new(),
             Err(reason) => self.failed(transfer, to, &reason),
@@ -431,11 +435,16 @@ impl Carry {
         }
     }
 
+    /// A host is in reach again, perhaps for other hosts, too.
+    pub fn back(&mut self, target: &TargetName) {
+        self.apart
+            .retain(|(one, other)| one != target && other != target);
+    }
+
     /// A host is lost, with its files and its door.
     pub fn lost(&mut self, target: &TargetName) -> Vec<Carried> {
         self.doors.remove(target);
-        self.apart
-            .retain(|(one, other)| one != target && other != target);
+        self.back(target);
         let machine = Machine::Far(target.clone());
         let mut concerned = Vec::new();
         for (transfer, file) in &mut self.files {

@@ -147,26 +147,30 @@ impl Cells {
 
     /// The definition of a target, as the configuration says now.
     pub fn target(&self, name: &str) -> Result<Target, ConfigError> {
+        match self.targets() {
+            Ok(targets) => targets.get(name),
+            // A broken file harms no plain cell.
+            Err(_) if name == HOME => Targets::default().get(name),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All targets, as the configuration says now.
+    pub fn targets(&self) -> Result<Targets, ConfigError> {
         let folder = self
             .notebook
             .as_ref()
             .and_then(|notebook| notebook.path().parent())
             .unwrap_or(&self.folder);
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-        match Targets::load(&folder, Targets::user_dir().as_deref()) {
-            Ok(mut targets) => {
-                if let Some(path) = self.notebook.as_ref().map(Notebook::path) {
-                    match notebook::deployments(path) {
-                        Ok(deployments) => targets.add_deployments(path, &deployments),
-                        Err(error) => tracing::warn!("{error}"),
-                    }
-                }
-                targets.get(name)
+        let mut targets = Targets::load(&folder, Targets::user_dir().as_deref())?;
+        if let Some(path) = self.notebook.as_ref().map(Notebook::path) {
+            match notebook::deployments(path) {
+                Ok(deployments) => targets.add_deployments(path, &deployments),
+                Err(error) => tracing::warn!("{error}"),
             }
-            // A broken file harms no plain cell.
-            Err(_) if name == HOME => Targets::default().get(name),
-            Err(error) => Err(error),
         }
+        Ok(targets)
     }
 
     /// The source in a request, for showing it.
@@ -305,6 +309,10 @@ impl Cells {
             .and_then(|workflow| workflow.target.as_ref())
             .map_or(HOME, cell::Target::name);
         let target = TargetName::from(target);
+        let step = workflow
+            .as_ref()
+            .and_then(|workflow| workflow.step.as_ref());
+        let files = step.map(cell::Step::files).unwrap_or_default();
         let seeds = SEEDS.iter().any(|word| content.code.contains(word));
         self.seeded |= seeds;
         let mut needed = needed(&analysis, workflow.as_ref());
@@ -329,6 +337,7 @@ impl Cells {
             } else {
                 self.accesses.next(&analysis, workflow.as_ref())
             },
+            files: Arc::new(files),
             definitions: analysis.definitions,
             source: Arc::from(content.code),
             problem,
@@ -444,10 +453,17 @@ pub fn needed(analysis: &Analysis, workflow: Option<&Workflow>) -> Needed {
             .map(Name::from)
             .collect()
     };
+    let holders_of_paths = |elements: &[cell::Element]| -> BTreeSet<Name> {
+        let files = elements.iter().filter_map(cell::Element::files);
+        files
+            .filter_map(cell::FileElement::variable)
+            .map(Name::from)
+            .collect()
+    };
     let mut needed = Needed::default();
     if let Some(step) = step {
-        needed.must = named(&step.inputs);
-        needed.may = named(&step.outputs);
+        needed.must = &named(&step.inputs) | &holders_of_paths(&step.inputs);
+        needed.may = &named(&step.outputs) | &holders_of_paths(&step.outputs);
     }
     if step.is_some_and(|step| !step.autoin) {
         return needed;

@@ -4,6 +4,7 @@
 //! agent says is kept there; a new link goes on where the old one ended. Only when the host stays away for longer
 //! than the target's patience, or its agent has ended, is the location lost.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +19,10 @@ use zeroize::Zeroizing;
 
 use super::agents::FromLocation;
 use super::arrivals::Arrivals;
+use super::files::Answers;
 use crate::session::{Problem, TargetName};
 use crate::target::config::Ssh;
+use crate::target::ssh::agents;
 use crate::target::ssh::bootstrap::{self, BootstrapError};
 
 /// How long to wait between attempts to reconnect: the first, and the longest.
@@ -39,6 +42,8 @@ const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 pub struct Far {
     /// What the agent is told; kept while there is no link.
     pub sender: Sender<ToAgent>,
+    /// Where its answers about files go.
+    pub answers: Arc<Answers>,
     /// Ends the conversation when it is dropped or sent to; the answer comes when all is over.
     end: mpsc::UnboundedSender<oneshot::Sender<()>>,
 }
@@ -46,17 +51,23 @@ pub struct Far {
 /// What the user sees of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkState {
-    /// It is lost, for this reason.
-    Lost(String),
+    /// It is lost.
+    Lost {
+        /// Why.
+        reason: String,
+        /// Since when nothing has been heard of the host.
+        since: Instant,
+    },
     /// It is there again.
     Back,
 }
 
 impl Far {
-    /// Starts to connect; what comes of it are events.
+    /// Starts to connect; what comes of it are events. `run_dir` is for what is open while it is connected.
     pub fn start(
         target: TargetName,
         ssh: Ssh,
+        run_dir: Option<PathBuf>,
         arrivals: Arc<Arrivals>,
         events: mpsc::UnboundedSender<FromLocation>,
     ) -> Self {
@@ -67,21 +78,29 @@ impl Far {
         let host = Host {
             target,
             ssh,
+            run_dir,
             id,
             events,
         };
         let farewell = sender.clone();
+        let answers = Arc::new(Answers::default());
+        let files = answers.clone();
         tokio::spawn(async move {
             let target = host.target.clone();
             let events = host.events.clone();
-            let hearing = tokio::spawn(hear(receiver, target.clone(), arrivals, events.clone()));
+            let hearing = hear(receiver, target.clone(), (arrivals, files), events.clone());
+            let hearing = tokio::spawn(hearing);
             let problem = host.live(&line, farewell, ending).await;
             line.close();
             // All that had come is passed on before the end is told.
             let _ = hearing.await;
             let _ = events.send(FromLocation::AgentGone(target, problem));
         });
-        Self { sender, end }
+        Self {
+            sender,
+            answers,
+            end,
+        }
     }
 
     /// Ends the agent and its workers; resolves once it is done or the host is out of reach.
@@ -97,10 +116,18 @@ impl Far {
 async fn hear(
     mut receiver: Receiver<FromAgent>,
     target: TargetName,
-    arrivals: Arc<Arrivals>,
+    (arrivals, answers): (Arc<Arrivals>, Arc<Answers>),
     events: mpsc::UnboundedSender<FromLocation>,
 ) {
-    while let Some(message) = receiver.recv().await {
+    while let Some(message) = receiver.recv_held().await {
+        let message = match message {
+            Ok((message, held)) => match answers.give(message, held) {
+                // Its credit goes back at once.
+                Some((message, _)) => Ok(message),
+                None => continue,
+            },
+            Err(error) => Err(error),
+        };
         let message = match message {
             Ok(FromAgent::Data { transfer, bytes }) => match arrivals.write(transfer, &bytes) {
                 Ok(()) => continue,
@@ -120,14 +147,16 @@ async fn hear(
             .send(FromLocation::Message(target.clone(), message))
             .is_err()
         {
-            return;
+            break;
         }
     }
+    answers.close();
 }
 
 struct Host {
     target: TargetName,
     ssh: Ssh,
+    run_dir: Option<PathBuf>,
     id: [u8; 16],
     events: mpsc::UnboundedSender<FromLocation>,
 }
@@ -211,7 +240,10 @@ impl Host {
             if since.elapsed() >= self.ssh.patience {
                 return self.lost();
             }
-            self.say(LinkState::Lost(reason));
+            self.say(LinkState::Lost {
+                reason,
+                since: line.heard().unwrap_or(since),
+            });
             sleep(pause.min(self.ssh.patience)).await;
             pause = (pause * 2).min(AGAIN.1);
         }
@@ -256,6 +288,7 @@ impl Host {
                     Broken::Again(format!("{error}\n{}", words.trim()).trim().to_owned())
                 }
             }
+            Err(WireError::Build { theirs, ours }) => Broken::Lost(self.other_build(&theirs, ours)),
             Err(error) => Broken::Lost(self.problem(&error.to_string())),
         };
         let _ = timeout(LAST_WORDS_LIMIT, client.disconnect()).await;
@@ -272,6 +305,7 @@ impl Host {
             } else {
                 Transport::Russh
             },
+            runtime_dir: self.run_dir.clone(),
             ..Options::new(&self.ssh.host)
         };
         let ask = Arc::new(Asker {
@@ -287,7 +321,8 @@ impl Host {
             Ok(process) => Ok((client, process)),
             Err(BootstrapError::Gone) => Err(Broken::Lost(self.gone())),
             Err(BootstrapError::Ssh(error)) => Err(self.refused(error, known)),
-            Err(error @ BootstrapError::Broken(_)) => Err(Broken::Again(error.to_string())),
+            // What was there once: a host that is just starting may not have its disks yet, for example.
+            Err(error) if known => Err(Broken::Again(error.to_string())),
             Err(error) => Err(Broken::Lost(self.problem(&error.to_string()))),
         }
     }
@@ -311,6 +346,23 @@ impl Host {
         Problem::new(
             "SshError",
             format!("`{}` cannot be used: {reason}", self.target),
+        )
+    }
+
+    fn other_build(&self, theirs: &str, ours: &str) -> Problem {
+        let from: Vec<String> = agents::directories()
+            .iter()
+            .map(|path| format!("`{}`", path.display()))
+            .collect();
+        Problem::new(
+            "AgentError",
+            format!(
+                "the agent for `{}`, from {}, is of build {theirs}, and this kernel of build {ours}: they would not \
+                 understand each other; restart the kernel, which is older than the agent if Cellferry was upgraded \
+                 meanwhile, or install both anew",
+                self.target,
+                from.join(", ")
+            ),
         )
     }
 
@@ -351,6 +403,8 @@ fn may_pass(error: &SshError) -> bool {
         | SshError::Refused { .. }
         | SshError::OpenSsh { .. }
         | SshError::Local { .. } => true,
+        // It did not say no.
+        SshError::Auth(failure) => failure.disconnect.is_some(),
         _ => false,
     }
 }

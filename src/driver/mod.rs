@@ -8,6 +8,7 @@ mod carry;
 mod cells;
 mod comms;
 mod far;
+mod files;
 mod history;
 mod information;
 mod magics;
@@ -19,7 +20,7 @@ mod questions;
 mod values;
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ use serde::Deserialize;
 use serde_json::json;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 pub use self::cells::needed;
 pub use self::probe::probe;
@@ -45,14 +46,15 @@ use self::carry::{Carried, Machine};
 use self::cells::Cells;
 use self::comms::Comms;
 use self::far::LinkState;
+use self::files::{Modules, Staging};
 use self::magics::Magic;
 use self::notices::{Notices, Wait};
 use self::questions::{Asker, Questions, Waiting};
 use self::values::Values;
 use crate::analysis::python::completion_root;
 use crate::session::{
-    Answer, Asked, Effect, Event, Gone, HOME, PassTo, Problem, Reply, RunId, Session, Taken,
-    TargetName,
+    Answer, Asked, Effect, Event, Gone, HOME, Orders, PassTo, Problem, Reply, RunId, Session,
+    Taken, TargetName,
 };
 
 /// How long answers may take to leave before the process ends: ZeroMQ has no linger here.
@@ -92,6 +94,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
     } = cellferry_kernel::bind(&file).await?;
     let values = Values::default();
     let (agents, mut events) = Agents::new(options.python, values.files.arrivals());
+    let modules = Modules::new(agents.folder().to_owned());
     let mut driver = Driver {
         outbox,
         author: Author::new(),
@@ -100,6 +103,8 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         cells: Cells::new(file.jupyter_session.as_deref()),
         agents,
         values,
+        staging: Staging::default(),
+        modules,
         comms: Comms::default(),
         running: HashMap::new(),
         held: HashMap::new(),
@@ -163,6 +168,8 @@ struct Driver {
     cells: Cells,
     agents: Agents,
     values: Values,
+    staging: Staging,
+    modules: Modules,
     comms: Comms,
     /// Runs in a worker, by the `msg_id` of the request that the worker got and sees as parent.
     running: HashMap<(WorkerId, String), RunId>,
@@ -401,7 +408,7 @@ impl Driver {
     fn ask(&mut self) {
         let mut later = Vec::new();
         for waiting in std::mem::take(&mut self.questions.waiting) {
-            let Some((_, asked)) = self.session.asked_on(&waiting.target).into_iter().next() else {
+            let Some(asked) = self.session.asked_on(&waiting.target).into_iter().next() else {
                 later.push(waiting);
                 continue;
             };
@@ -430,28 +437,22 @@ impl Driver {
     /// Shows how long cells have been waiting for hosts.
     fn notice(&mut self) {
         for target in self.notices.targets() {
-            for (run, asked) in self.session.asked_on(&target) {
-                if let Some((msg_type, content)) = self.notices.show(&target, run) {
-                    self.publish(
-                        self.author
-                            .message(msg_type, Some(&asked.message), &content),
-                    );
-                }
-            }
+            let cells = self.session.asked_on(&target);
+            let notices = self.notices.show(&target, &cells, &self.author);
+            notices.into_iter().for_each(|notice| self.publish(notice));
         }
     }
 
     /// Cells need not wait for a host any more: the notices go.
     fn over(&mut self, target: &TargetName) {
-        for (run, content) in self.notices.over(target) {
-            let asked = self.session.request(run).cloned();
-            let message = self.author.message(
-                "update_display_data",
-                asked.as_ref().map(|asked| &asked.message),
-                &content,
-            );
-            self.publish(message);
-        }
+        let notices = self.notices.over(target, &self.author);
+        notices.into_iter().for_each(|notice| self.publish(notice));
+    }
+
+    /// A cell ends: the notices under it go.
+    fn ends(&mut self, asked: &Asked) {
+        let notices = self.notices.ends(asked, &self.author);
+        notices.into_iter().for_each(|notice| self.publish(notice));
     }
 
     // --- from agents
@@ -489,7 +490,8 @@ impl Driver {
             }
             FromLocation::Message(_, FromAgent::WorkerFailed { worker, failure }) => {
                 let problem = self.agents.start_problem(worker, &failure);
-                self.gone(worker, problem, Gone::NotStarted).await;
+                self.gone(worker, problem, agents::how_failed(&failure))
+                    .await;
             }
             FromLocation::Message(
                 _,
@@ -508,6 +510,7 @@ impl Driver {
                 }
             }
             FromLocation::AgentGone(target, problem) => {
+                tracing::info!("the agent of `{target}` is gone: {}", problem.evalue);
                 // What was never there is not lost.
                 let how = if self.agents.is_connecting(&target) {
                     Gone::NotStarted
@@ -515,6 +518,7 @@ impl Driver {
                     Gone::LocationLost
                 };
                 self.over(&target);
+                self.modules.lost(&target);
                 let carried = self.values.files.lost(&target);
                 for worker in self.agents.agent_gone(&target) {
                     self.gone(worker, problem.clone(), how).await;
@@ -529,13 +533,14 @@ impl Driver {
                 let carried = self.values.files.heard(&target, message, &mut self.agents);
                 self.carried(carried).await;
             }
-            FromLocation::Link(target, LinkState::Lost(reason)) => {
+            FromLocation::Link(target, LinkState::Lost { reason, since }) => {
                 tracing::info!("the link to `{target}` is lost: {reason}");
-                self.notices.waits(&target, Wait::Lost(reason));
+                self.notices.waits(&target, Wait::Lost(reason), since);
                 self.notice();
             }
             FromLocation::Link(target, LinkState::Back) => {
                 tracing::info!("the link to `{target}` is back");
+                self.values.files.back(&target);
                 self.over(&target);
             }
             FromLocation::Ask(target, question, answer) => {
@@ -548,13 +553,22 @@ impl Driver {
             }
             FromLocation::Tell(target, text) => {
                 tracing::info!("`{target}`: {text}");
-                if let Some((_, asked)) = self.session.asked_on(&target).into_iter().next() {
+                if let Some(asked) = self.session.asked_on(&target).first() {
                     let content =
                         json!({"name": "stderr", "text": format!("{}\n", text.trim_end())});
                     self.publish(
                         self.author
                             .message("stream", Some(&asked.message), &content),
                     );
+                }
+            }
+            FromLocation::Staged(worker, staged) => {
+                if let Some((asked, content)) = self.staging.done(worker, staged, &mut self.modules)
+                {
+                    let answer = self
+                        .author
+                        .message("cellferry_answer", Some(&asked), &content);
+                    self.tell_worker(worker, Channel::Stdin, parts(answer));
                 }
             }
             FromLocation::TransferFailed { transfer, reason } => {
@@ -589,6 +603,7 @@ impl Driver {
     /// Nothing more comes from a worker.
     fn forget(&mut self, worker: WorkerId) {
         self.agents.forget(worker);
+        self.staging.end(worker);
         self.shown.remove(&worker);
         self.going_back.remove(&worker);
         self.running.retain(|(other, _), _| *other != worker);
@@ -619,7 +634,11 @@ impl Driver {
                     .map(|status| status.execution_state)
                 {
                     Ok("busy") => self.handle(Event::Busy(worker, run)).await,
-                    Ok("idle") => self.handle(Event::Idle(worker, run)).await,
+                    Ok("idle") => {
+                        // It may have been interrupted while it waited for files.
+                        self.staging.end(worker);
+                        self.handle(Event::Idle(worker, run)).await
+                    }
                     _ => {}
                 }
                 return;
@@ -810,12 +829,61 @@ impl Driver {
 
     async fn input_request(&mut self, worker: WorkerId, message: Message) {
         let parent = message.parse_parent().unwrap_or_default();
+        let header = message.parse_header();
+        match header.as_ref().map(|header| &*header.msg_type) {
+            Ok("cellferry_files") => return self.stage(worker, message, parent.msg_id),
+            Ok("cellferry_modules") => return self.send_modules(worker, message),
+            _ => {}
+        }
         match self.run_of(worker, &parent.msg_id) {
             Some(run) => {
                 self.handle(Event::Asks(worker, run)).await;
                 self.say(run, worker, Channel::Stdin, message);
             }
             None => tracing::warn!("worker {} asks for input outside a cell", worker.0),
+        }
+    }
+
+    /// A worker waits for files of its cell, or for them to be brought home.
+    fn stage(&mut self, worker: WorkerId, message: Message, cell: String) {
+        let asked: files::Asked = match message.parse_content() {
+            Ok(asked) => asked,
+            Err(error) => {
+                tracing::error!(
+                    "worker {} asks for files in a way that cannot be read: {error}",
+                    worker.0
+                );
+                return;
+            }
+        };
+        let shared = self.cells.targets().and_then(|targets| targets.shared());
+        let shared = shared.map_err(|error| error.to_string());
+        let ends = self
+            .agents
+            .ends(worker, asked.folder.clone(), asked.home.clone());
+        if let Some(ends) = ends {
+            let events = self.agents.events();
+            self.staging
+                .bring((worker, message, cell), asked, ends, shared, events);
+        }
+    }
+
+    /// Whether modules must be sent to a far host before a cell runs there.
+    fn lacks_modules(&mut self, target: &TargetName, orders: &Orders) -> bool {
+        let source = self.cells.code(&orders.request);
+        let imported = orders::imported(&source, orders, &self.values);
+        !self.modules.lacking(target, imported).is_empty()
+    }
+
+    /// A worker on a far host waits for modules.
+    fn send_modules(&mut self, worker: WorkerId, message: Message) {
+        if let (Some(remote), Some(folder)) =
+            (self.agents.remote(worker), self.agents.modules(worker))
+        {
+            let files = self.modules.lacking(remote.target(), BTreeSet::new());
+            let events = self.agents.events();
+            self.staging
+                .send_modules((worker, message), (remote, folder), files, events);
         }
     }
 
@@ -829,7 +897,8 @@ impl Driver {
                     // Not from within the session's own turn: as an event of its own.
                     self.agents.report(worker, problem);
                 } else if self.agents.is_connecting(&target) {
-                    self.notices.waits(&target, Wait::Connecting);
+                    self.notices
+                        .waits(&target, Wait::Connecting, Instant::now());
                 }
             }
             Effect::Status(asked, state) => self.status(&asked, state),
@@ -859,6 +928,7 @@ impl Driver {
             }
             Effect::Answer(asked, answer) => {
                 self.again.forget(&asked.header.msg_id);
+                self.ends(&asked);
                 self.answer_ourselves(&asked, &answer);
             }
             Effect::Reply(asked, mut message) => {
@@ -866,6 +936,7 @@ impl Driver {
                     .again
                     .done(&asked.header.msg_id, &asked.message, &self.author);
                 last.into_iter().for_each(|message| self.publish(message));
+                self.ends(&asked);
                 message.parent_header = asked.message.header.clone();
                 self.send(&asked, *message);
             }
@@ -893,7 +964,13 @@ impl Driver {
                     .is_some_and(|target| &**target == HOME);
                 let machine = self.agents.machine(worker).unwrap_or(Machine::Home);
                 let segments = self.agents.segment_dir(&machine).unwrap_or_default();
-                let parts = orders::execute_parts(run, *orders, at_home, &self.values, &segments);
+                let lacks_modules = match &machine {
+                    Machine::Home => false,
+                    Machine::Far(target) => self.lacks_modules(target, &orders),
+                };
+                let values = &self.values;
+                let parts =
+                    orders::execute_parts(run, *orders, at_home, lacks_modules, values, &segments);
                 self.tell_worker(worker, Channel::Shell, parts);
             }
             Effect::Take {
@@ -1024,7 +1101,7 @@ impl Driver {
     }
 
     fn install_helper(&mut self, worker: WorkerId) {
-        let message = orders::helper_message(&self.author, &self.agents.module_paths(worker));
+        let message = orders::helper_message(&self.author, self.agents.modules(worker));
         self.tell_worker(worker, Channel::Shell, parts(message));
     }
 

@@ -1,13 +1,16 @@
 //! What the user sees of a far host under the cells that wait for it: that it is being connected to, or that the
 //! link is lost. A notice is updated in place, and goes when it is over.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use cellferry_kernel::Author;
+use cellferry_kernel::message::Message;
+use serde_json::json;
 use tokio::time::Instant;
 
-use crate::session::{RunId, TargetName};
+use crate::session::{Asked, TargetName};
 
 /// How long a connection may take before anything is said of it.
 const QUIET: Duration = Duration::from_secs(2);
@@ -28,13 +31,13 @@ pub enum Wait {
 #[derive(Debug, Default)]
 pub struct Notices {
     waits: HashMap<TargetName, (Wait, Instant)>,
-    /// Under which runs something is shown.
-    shown: HashMap<TargetName, HashSet<RunId>>,
+    /// The cells under which something is shown, by the `msg_id` of their requests.
+    shown: HashMap<TargetName, HashMap<String, Arc<Asked>>>,
 }
 
 impl Notices {
-    /// Cells wait for a host from now on; if they do already, only the reason changes.
-    pub fn waits(&mut self, target: &TargetName, wait: Wait) {
+    /// Cells wait for a host since then; if they did already, only the reason changes.
+    pub fn waits(&mut self, target: &TargetName, wait: Wait, since: Instant) {
         match self.waits.get_mut(target) {
             Some((before, _))
                 if std::mem::discriminant(before) == std::mem::discriminant(&wait) =>
@@ -42,7 +45,7 @@ impl Notices {
                 *before = wait;
             }
             _ => {
-                self.waits.insert(target.clone(), (wait, Instant::now()));
+                self.waits.insert(target.clone(), (wait, since));
             }
         }
     }
@@ -61,9 +64,16 @@ impl Notices {
         told.map(|(target, _)| target.clone()).collect()
     }
 
-    /// The message to show under a run: its type and content.
-    pub fn show(&mut self, target: &TargetName, run: RunId) -> Option<(&'static str, Value)> {
-        let (wait, since) = self.waits.get(target)?;
+    /// What to show now, when these cells wait for a host.
+    pub fn show(
+        &mut self,
+        target: &TargetName,
+        cells: &[Arc<Asked>],
+        author: &Author,
+    ) -> Vec<Message> {
+        let Some((wait, since)) = self.waits.get(target) else {
+            return Vec::new();
+        };
         let seconds = since.elapsed().as_secs();
         let text = match wait {
             Wait::Connecting => format!("connecting to {target} ({seconds} s)…"),
@@ -74,26 +84,60 @@ impl Notices {
                 format!("link to {target} lost, reconnecting ({seconds} s)… ({reason})")
             }
         };
-        let first = self.shown.entry(target.clone()).or_default().insert(run);
-        let msg_type = if first {
-            "display_data"
-        } else {
-            "update_display_data"
-        };
-        Some((msg_type, content(target, run, json!({"text/plain": text}))))
+        let waiting = cells
+            .iter()
+            .map(|asked| (asked.header.msg_id.clone(), asked.clone()));
+        let before = self.shown.insert(target.clone(), waiting.collect());
+        let mut before = before.unwrap_or_default();
+        let mut messages = Vec::new();
+        for asked in cells {
+            let msg_type = match before.remove(&asked.header.msg_id) {
+                Some(_) => "update_display_data",
+                None => "display_data",
+            };
+            messages.push(message(author, msg_type, target, asked, &text));
+        }
+        // These wait for something else by now.
+        messages.extend(before.values().map(|asked| cleared(author, target, asked)));
+        messages
     }
 
-    /// It is over: the runs under which something is shown, with the content that takes it away.
-    pub fn over(&mut self, target: &TargetName) -> Vec<(RunId, Value)> {
+    /// The wait is over: what takes the notices away.
+    pub fn over(&mut self, target: &TargetName, author: &Author) -> Vec<Message> {
         self.waits.remove(target);
-        let runs = self.shown.remove(target).unwrap_or_default();
-        runs.into_iter()
-            .map(|run| (run, content(target, run, json!({"text/plain": ""}))))
+        let shown = self.shown.remove(target).unwrap_or_default();
+        let cells = shown.values();
+        cells.map(|asked| cleared(author, target, asked)).collect()
+    }
+
+    /// The cell ends, and some clients heed nothing that comes after that: what takes the notices under it away.
+    pub fn ends(&mut self, asked: &Asked, author: &Author) -> Vec<Message> {
+        let shown = self.shown.iter_mut();
+        shown
+            .filter_map(|(target, cells)| {
+                let asked = cells.remove(&asked.header.msg_id)?;
+                Some(cleared(author, target, &asked))
+            })
             .collect()
     }
 }
 
-fn content(target: &TargetName, run: RunId, data: Value) -> Value {
-    let display_id = format!("cellferry-{target}-{}", run.0);
-    json!({"data": data, "metadata": {}, "transient": {"display_id": display_id}})
+fn cleared(author: &Author, target: &TargetName, asked: &Asked) -> Message {
+    message(author, "update_display_data", target, asked, "")
+}
+
+fn message(
+    author: &Author,
+    msg_type: &str,
+    target: &TargetName,
+    asked: &Asked,
+    text: &str,
+) -> Message {
+    let display_id = format!("cellferry-{target}-{}", asked.header.msg_id);
+    let content = json!({
+        "data": {"text/plain": text},
+        "metadata": {},
+        "transient": {"display_id": display_id},
+    });
+    author.message(msg_type, Some(&asked.message), &content)
 }

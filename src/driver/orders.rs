@@ -1,5 +1,6 @@
 //! The messages that go to a worker: a cell with its prelude, and the helper at start-up.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::values::Values;
 use crate::analysis::DefinitionKind;
+use crate::analysis::python::imported_modules;
 use crate::ledger::Step;
 use crate::session::{Orders, RunId};
 
@@ -20,11 +22,12 @@ const HELPER: [&str; 3] = [
     include_str!("../../workers/python/helper.py"),
 ];
 
-/// The message that installs the helper; `paths` are further places of the user's own modules.
-pub fn helper_message(author: &Author, paths: &[String]) -> Message {
+/// The message that installs the helper; `modules` is where the user's own modules are, if the worker would not look there.
+pub fn helper_message(author: &Author, modules: Option<String>) -> Message {
     // A module of its own, so that pickles find its functions by name on both sides. JSON strings and
     // lists of text are Python literals, too.
-    let source = format!("PATHS = {}\n{}", json!(paths), HELPER.concat());
+    let modules: Vec<String> = modules.into_iter().collect();
+    let source = format!("PATHS = {}\n{}", json!(modules), HELPER.concat());
     let module = "__import__('sys').modules.setdefault('_cellferry', __import__('types').ModuleType('_cellferry'))";
     let code = format!(
         "exec(compile({}, '<cellferry>', 'exec'), vars({module}))",
@@ -35,6 +38,18 @@ pub fn helper_message(author: &Author, paths: &[String]) -> Message {
         "user_expressions": {},
     });
     author.message("execute_request", None, &content)
+}
+
+/// The modules that the source of the cell imports, and the definitions and values that come with it.
+pub fn imported(source: &str, orders: &Orders, values: &Values) -> BTreeSet<String> {
+    let mut found = imported_modules(source);
+    for step in &orders.plan.steps {
+        match step {
+            Step::Define(defined) => found.extend(imported_modules(&defined.definition.source)),
+            Step::Put(put) => found.extend(values.modules(put.transfer).cloned()),
+        }
+    }
+    found
 }
 
 /// The content of a request whose cell runs only to make something again: nobody answers it, and where the notebook's
@@ -55,6 +70,7 @@ pub fn execute_parts(
     run: RunId,
     orders: Orders,
     at_home: bool,
+    lacks_modules: bool,
     values: &Values,
     segments: &Path,
 ) -> Parts {
@@ -86,13 +102,24 @@ pub fn execute_parts(
     }
     let mut metadata: Map<String, Value> =
         serde_json::from_slice(&request.metadata).unwrap_or_default();
+    let files = if orders.files.is_empty() {
+        Value::Null
+    } else {
+        // What has been brought home may have been replaced there by a later cell.
+        let outputs = if orders.unseen {
+            &[][..]
+        } else {
+            &orders.files.outputs
+        };
+        json!({"in": orders.files.inputs, "out": outputs, "again": orders.unseen})
+    };
     metadata.insert(
         "cellferry".to_owned(),
         json!({
             "count": orders.count, "actions": actions, "touched": orders.touched, "watched": orders.watched,
             "steady": orders.steady,
             "keep": orders.keep, "unbound": orders.unbound, "run": run.0,
-            "seeds": orders.seeds,
+            "seeds": orders.seeds, "files": files, "modules": lacks_modules,
         }),
     );
     let metadata = serde_json::to_vec(&metadata).unwrap_or_default();

@@ -24,7 +24,8 @@ pub async fn probe(
 ) -> Result<Hello, Problem> {
     let name: TargetName = target.name.as_str().into();
     let (events, mut inbox) = mpsc::unbounded_channel();
-    let far = Far::start(name, ssh.clone(), Arc::new(Arrivals::default()), events);
+    let arrivals = Arc::new(Arrivals::default());
+    let far = Far::start(name, ssh.clone(), None, arrivals, events);
     let seat = agents::seat_there(target, ssh);
     let worker = WorkerId(1);
     let spec = agents::spec_there(target);

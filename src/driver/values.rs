@@ -21,6 +21,8 @@ use crate::session::Taken;
 pub struct Values {
     asked: HashMap<String, u64>,
     taken: HashMap<u64, Payload>,
+    /// The modules that those need which are to be unpickled.
+    modules: HashMap<u64, BTreeSet<String>>,
     /// Where those are that are files.
     pub files: Carry,
 }
@@ -48,6 +50,8 @@ enum Reply {
         size: u64,
         #[serde(default)]
         kin: Vec<BTreeSet<Name>>,
+        #[serde(default)]
+        modules: BTreeSet<String>,
         place: Place,
         #[serde(default)]
         layout: Value,
@@ -134,9 +138,11 @@ impl Values {
                 missing,
                 size,
                 kin,
+                modules,
                 place,
                 layout,
             } => {
+                self.modules.insert(transfer, modules);
                 let end = layout_end(&layout);
                 let payload = match place {
                     Place::Inline => Payload::Inline(message.buffers),
@@ -165,6 +171,11 @@ impl Values {
         Some((transfer, taken))
     }
 
+    /// The modules that are needed to put a value.
+    pub fn modules(&self, transfer: u64) -> impl Iterator<Item = &String> {
+        self.modules.get(&transfer).into_iter().flatten()
+    }
+
     /// The action that puts a value, with files in `segments` and buffers appended to the message's.
     pub fn put_action(&self, put: &Put, segments: &Path, buffers: &mut Vec<Bytes>) -> Value {
         let names: Vec<&Name> = put.names.keys().collect();
@@ -189,6 +200,7 @@ impl Values {
     pub fn release(&mut self, transfers: &[u64], agents: &mut Agents) {
         for transfer in transfers {
             self.taken.remove(transfer);
+            self.modules.remove(transfer);
         }
         self.files.release(transfers, agents);
     }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use super::Access;
 use crate::analysis::{Analysis, CalledLater, Definition, DefinitionKind, Read};
-use crate::cell::{Element, Workflow};
+use crate::cell::{Element, FileElement, Workflow};
 use crate::name::Name;
+use crate::paths::Place;
 
 /// What the cells so far have defined. Whatever a cell reads counts as called by it.
 #[derive(Clone, Debug, Default)]
@@ -29,10 +30,14 @@ impl Accesses {
             ..Access::default()
         };
         access.writes.extend(named(&step.outputs));
+        access.reads.extend(files(&step.inputs));
+        access.writes.extend(files(&step.outputs));
         access.writes.extend(analysis.writes.iter().cloned());
         access.writes.extend(analysis.deletes.iter().cloned());
         let mut mutates = analysis.mutates.clone();
         let mut open: Vec<Name> = named(&step.inputs).collect();
+        open.extend(holders_of_paths(&step.inputs));
+        open.extend(holders_of_paths(&step.outputs));
         if step.autoin {
             let now = analysis.reads.iter();
             let now = now.filter(|(_, read)| **read != Read::Deferred);
@@ -87,6 +92,24 @@ fn named(elements: &[Element]) -> impl Iterator<Item = Name> {
         .iter()
         .filter_map(Element::variable)
         .map(Name::from)
+}
+
+/// The variables that say where files are.
+fn holders_of_paths(elements: &[Element]) -> impl Iterator<Item = Name> {
+    let files = elements.iter().filter_map(Element::files);
+    files.filter_map(FileElement::variable).map(Name::from)
+}
+
+/// Files, under names that no variable can have.
+fn files(elements: &[Element]) -> impl Iterator<Item = Name> {
+    let files = elements.iter().filter_map(Element::files);
+    let places = files.flat_map(|files| {
+        files
+            .paths()
+            .iter()
+            .filter_map(|path| Place::parse(path).ok())
+    });
+    places.map(|place| Name::from(&*place.shown()))
 }
 
 /// What the names that the cell defines do when they are called, or replayed elsewhere.

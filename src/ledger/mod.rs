@@ -113,7 +113,9 @@ type Kin = Arc<BTreeMap<Name, Version>>;
 pub struct Ledger {
     committed: Arc<Namespace>,
     held: BTreeMap<WorkerId, Held>,
-    kin: BTreeMap<Version, Kin>,
+    /// Groups that a version is in. There may be several: a run that is ahead has other versions of the same objects than
+    /// those before it.
+    kin: BTreeMap<Version, Vec<Kin>>,
     company: Company,
     /// Versions of which it is known what they share objects with.
     followed: BTreeSet<Version>,
@@ -214,7 +216,10 @@ impl Ledger {
         let current = self.committed.entries.values().map(|entry| entry.version);
         let held = self.held.values().flat_map(|held| held.names.values());
         let known: BTreeSet<Version> = current.chain(held.copied()).collect();
-        self.kin.retain(|version, _| known.contains(version));
+        self.kin.retain(|version, groups| {
+            groups.retain(|group| group.values().filter(|other| known.contains(other)).count() > 1);
+            known.contains(version) && !groups.is_empty()
+        });
         self.followed.retain(|version| known.contains(version));
         self.company.retain(|version| known.contains(version));
         self.lost.retain(|version, _| known.contains(version));
@@ -381,7 +386,7 @@ impl Ledger {
         // What shared objects before may still share them.
         let groups: Vec<Kin> = renewed
             .keys()
-            .filter_map(|version| self.kin.get(version).cloned())
+            .flat_map(|version| self.kin.get(version).into_iter().flatten().cloned())
             .collect();
         for group in groups {
             let now = |(name, version): (&Name, &Version)| match renewed.get(version) {
@@ -466,8 +471,16 @@ impl Ledger {
     pub fn related(&mut self, group: BTreeMap<Name, Version>) {
         if group.len() > 1 {
             let group = Arc::new(group);
+            let within = |one: &Kin, other: &Kin| {
+                one.iter()
+                    .all(|(name, version)| other.get(name) == Some(version))
+            };
             for version in group.values() {
-                self.kin.insert(*version, group.clone());
+                let groups = self.kin.entry(*version).or_default();
+                if !groups.iter().any(|known| within(&group, known)) {
+                    groups.retain(|known| !within(known, &group));
+                    groups.push(group.clone());
+                }
             }
         }
     }

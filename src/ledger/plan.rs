@@ -186,7 +186,7 @@ impl Ledger {
             }
         }
         self.definitions_first(view, worker, skipped, &mut plan);
-        together(view, arrived, &mut plan);
+        self.together(view, arrived, &mut plan);
         if plan.takes.is_empty() {
             let mut order = Order {
                 ledger: self,
@@ -222,10 +222,11 @@ impl Ledger {
         while let Some(name) = open.pop() {
             if found.insert(name)
                 && let Some(version) = view.version(name)
-                && let Some(kin) = self.kin.get(&version)
+                && let Some(groups) = self.kin.get(&version)
             {
-                let same = kin
+                let same = groups
                     .iter()
+                    .flat_map(|group| group.iter())
                     .filter(|(name, version)| view.version(name).as_ref() == Some(*version));
                 open.extend(same.map(|(name, _)| name));
             }
@@ -269,20 +270,25 @@ impl Ledger {
             plan.takes.retain(|_, names| !names.is_empty());
         }
     }
-}
 
-/// Values that refer to each other by name, such as a class and those derived from it, must be in one pickle.
-fn together(view: &Namespace, arrived: &[Put], plan: &mut Plan) {
-    for put in arrived {
-        for names in plan.takes.values_mut() {
-            let classes = |name: &Name| {
-                view.get(name.as_str())
-                    .is_some_and(|entry| entry.is_callable())
-                    && names.contains(name)
-            };
-            if put.needs.iter().any(classes) {
-                names.extend(put.names.keys().cloned());
-                plan.again.insert(put.transfer);
+    /// Values that refer to each other by name, such as a class and those derived from it, must be in one pickle, if
+    /// somebody has them all.
+    fn together(&self, view: &Namespace, arrived: &[Put], plan: &mut Plan) {
+        for put in arrived {
+            for (holder, names) in &mut plan.takes {
+                let classes = |name: &Name| {
+                    view.get(name.as_str())
+                        .is_some_and(|entry| entry.is_callable())
+                        && names.contains(name)
+                };
+                let has = |name: &Name| {
+                    view.version(name)
+                        .is_some_and(|version| self.holds(*holder, name, version))
+                };
+                if put.needs.iter().any(classes) && put.names.keys().all(has) {
+                    names.extend(put.names.keys().cloned());
+                    plan.again.insert(put.transfer);
+                }
             }
         }
     }
@@ -318,11 +324,12 @@ impl Wanted<'_> {
             let Some(entry) = self.view.get(name.as_str()) else {
                 continue;
             };
-            if let Some(kin) = self.ledger.kin.get(&entry.version) {
+            if let Some(groups) = self.ledger.kin.get(&entry.version) {
                 let same = |(name, version): &(&Name, &Version)| {
                     self.view.version(name).as_ref() == Some(*version)
                 };
-                open.extend(kin.iter().filter(same).map(|(name, _)| name.clone()));
+                let members = groups.iter().flat_map(|group| group.iter());
+                open.extend(members.filter(same).map(|(name, _)| name.clone()));
             }
             if entry.is_callable() {
                 // What was set on it since it was defined.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::TargetName;
 use super::run::{Cell, Problem, Request, RunId};
+use crate::cell::Files;
 use crate::ledger::{Description, Plan, Step};
 use crate::name::Name;
 
@@ -142,7 +143,7 @@ pub struct Report {
 /// Why what a cell needs could not be put in its place.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct PreludeFailure {
-    /// `keep`, `put`, `define`, `drop`, `results` or `inputs`.
+    /// `keep`, `put`, `define`, `drop`, `results`, `inputs` or `files`.
     #[serde(rename = "do")]
     pub action: String,
     /// The names concerned.
@@ -156,10 +157,29 @@ pub struct PreludeFailure {
     pub number: Option<u32>,
     /// The exception's class.
     pub ename: String,
+    /// The exception's text.
+    #[serde(default)]
+    pub evalue: String,
     /// The exception as one line.
     pub message: String,
     /// The Python that raised it.
     pub python: String,
+}
+
+impl PreludeFailure {
+    /// What was to be done for the cell's files and modules: then the exception is ours, and its text says it all.
+    pub(super) fn concerns_files(&self) -> bool {
+        self.action == "files"
+    }
+
+    /// Why it failed.
+    pub(super) fn reason(&self) -> &str {
+        if self.concerns_files() {
+            &self.evalue
+        } else {
+            &self.message
+        }
+    }
 }
 
 /// A worker's `execute_reply`.
@@ -311,6 +331,8 @@ pub struct Orders {
     pub steady: BTreeSet<Name>,
     /// Cells that ran elsewhere since the last one here: for `In` and the history.
     pub inputs: Vec<(u32, Arc<str>)>,
+    /// The files that the cell reads and makes.
+    pub files: Arc<Files>,
     /// Whether the cell runs only to make again what it made: nobody can answer it, and it is no part of the history.
     pub unseen: bool,
 }

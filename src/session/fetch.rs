@@ -357,6 +357,7 @@ impl Session {
             watched,
             steady,
             inputs,
+            files: run.cell.files.clone(),
             unseen,
         };
         run.state = State::Running(Box::new(running));

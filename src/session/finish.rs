@@ -154,7 +154,7 @@ impl Session {
         if run.unseen.is_some() {
             let again = failure.ename == NO_DIRECT_COPY && !self.indirect;
             self.indirect |= again;
-            self.not_made_again(id, (!again).then(|| failure.message.clone()));
+            self.not_made_again(id, (!again).then(|| failure.reason().to_owned()));
             return true;
         }
         if failure.ename == NO_DIRECT_COPY && !self.indirect {

@@ -184,7 +184,7 @@ impl Session {
         let early = if run.begun { "" } else { " ahead of its turn" };
         match &run.state {
             State::Starting { .. } => "waiting for its worker to start".to_owned(),
-            State::Fetching { .. } if run.remade.is_under_way() => {
+            State::Fetching { .. } if run.remade.making().is_some() => {
                 "waiting for what was lost to be made again".to_owned()
             }
             State::Fetching { .. } => format!("fetching what it reads{early}"),
@@ -273,14 +273,30 @@ impl Session {
         self.runs.get(&run).is_some_and(again)
     }
 
-    /// The runs that a client has asked for and that have a worker of the target, or wait for one to start.
-    pub fn asked_on(&self, target: &TargetName) -> Vec<(RunId, Arc<Asked>)> {
-        let has_worker = |run: &Run| run.state.worker().is_some() && !run.state.is_finished();
-        let runs = self
-            .in_order()
-            .filter_map(|id| Some((id, self.runs.get(&id)?)));
-        runs.filter(|(_, run)| run.asked && run.cell.target == *target && has_worker(run))
-            .map(|(id, run)| (id, run.request.message.clone()))
+    /// The cells that a client has asked for and that wait for the target: for one of its workers, for a value that one
+    /// holds, or for what is made again there.
+    pub fn asked_on(&self, target: &TargetName) -> Vec<Arc<Asked>> {
+        let is_there = |worker: WorkerId| {
+            let worker = self.workers.get(&worker);
+            worker.is_some_and(|worker| worker.target == *target)
+        };
+        let waits = |run: &Run| {
+            let pending = match &run.state {
+                State::Waiting | State::Finished(_) => return false,
+                State::Fetching { pending, .. } => Some(pending),
+                State::Starting { .. } | State::Running(_) => None,
+            };
+            let parcels = pending.into_iter().flatten();
+            let holders = parcels.filter_map(|id| Some(self.parcels.get(id)?.holder));
+            let making = run.remade.making();
+            let made_by = making.and_then(|id| self.runs.get(&id)?.state.worker());
+            let own = run.state.worker();
+            own.into_iter().chain(made_by).chain(holders).any(is_there)
+        };
+        self.in_order()
+            .filter_map(|id| self.runs.get(&id))
+            .filter(|run| run.asked && waits(run))
+            .map(|run| run.request.message.clone())
             .collect()
     }
 
@@ -453,7 +469,7 @@ impl Session {
                 ready
             }
             Some(State::Fetching { pending, .. }) => {
-                let is_making = |run: &Run| run.remade.is_under_way();
+                let is_making = |run: &Run| run.remade.making().is_some();
                 pending.is_empty() && !self.runs.get(&id).is_some_and(is_making) && self.fetch(id)
             }
             Some(State::Running(running)) => running.done() && self.finish(id),

@@ -36,8 +36,9 @@ pub(super) struct Remade {
 }
 
 impl Remade {
-    pub(super) fn is_under_way(&self) -> bool {
-        self.making.is_some()
+    /// The run that is under way.
+    pub(super) fn making(&self) -> Option<RunId> {
+        self.making
     }
 }
 

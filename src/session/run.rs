@@ -11,6 +11,7 @@ use super::lineage::Past;
 use super::past::Place;
 use super::remake::{Remade, Unseen};
 use crate::analysis::{Definition, DefinitionKind};
+use crate::cell::Files;
 use crate::graph::Access;
 use crate::ledger::{Delta, Held, Needed, Plan, Put};
 use crate::name::Name;
@@ -48,6 +49,8 @@ pub struct Cell {
     pub retry: u32,
     /// What it reads.
     pub needed: Needed,
+    /// The files that it reads and makes. Such a cell runs only in its turn, so that it finds them as they are at its place.
+    pub files: Arc<Files>,
     /// What it defines.
     pub definitions: Vec<Definition>,
     /// What it accesses, as far as the source shows.
@@ -113,6 +116,9 @@ impl Problem {
     pub(super) fn prelude(failure: &PreludeFailure, target: &str) -> Self {
         if failure.ename == "KeyboardInterrupt" {
             return Self::interrupted();
+        }
+        if failure.concerns_files() {
+            return Self::new(&failure.ename, failure.evalue.clone());
         }
         let names = failure
             .names
@@ -335,6 +341,7 @@ impl Run {
                 || may_reach_any
                 || request.silent
                 || problem.is_some()
+                || !cell.files.is_empty()
                 || cell.definitions.iter().any(sets),
             request,
             cell: Arc::new(cell),

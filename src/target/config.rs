@@ -16,6 +16,7 @@ use toml::de::DeTable;
 
 use crate::session::HOME;
 use crate::spelling::nearest;
+use crate::target::shared::Shared;
 
 pub use slurm::Slurm;
 
@@ -41,6 +42,8 @@ const SSH_KEYS: [&str; 13] = [
     "workers",
     "env",
 ];
+const FILE_KEYS: [&str; 2] = ["targets", "shared"];
+const SHARED_KEYS: [&str; 3] = ["path", "targets", "paths"];
 const HOME_KEYS: [&str; 3] = ["type", "python", "env"];
 
 /// What stands before the alias of a host that is a target without a definition.
@@ -53,8 +56,20 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Clone, Debug, Default)]
 pub struct Targets {
     targets: BTreeMap<String, Result<Target, ConfigError>>,
+    /// What targets share, with where each tree was declared; read only when it is asked for.
+    shared: Vec<(Tree, Declared)>,
     /// The files looked at, nearest first.
     pub files: Vec<PathBuf>,
+}
+
+/// A shared tree: the path at which each target sees it, and the key that says so.
+type Tree = Result<Vec<(String, PathBuf, String)>, ConfigError>;
+
+/// Where something is declared.
+#[derive(Clone, Debug)]
+struct Declared {
+    file: PathBuf,
+    text: String,
 }
 
 /// A target, checked.
@@ -153,6 +168,14 @@ pub enum ConfigError {
         /// What is wrong, and the nearest valid word.
         problem: String,
     },
+    /// Such targets can be defined and are checked; allocations are to come.
+    #[error(
+        "target `{name}`: cells cannot run on targets of type `slurm` yet; use one of type `ssh` or `local`"
+    )]
+    NotYet {
+        /// The target's name.
+        name: String,
+    },
     /// Nobody defines the target.
     #[error("no target `{name}`{hint}; {looked}")]
     Unknown {
@@ -171,19 +194,33 @@ impl ConfigError {
         if let Self::Invalid { path, line, .. } = &mut self
             && let Ok(document) = DeTable::parse(text)
         {
+            let line_of = |at: usize| Some(1 + text[..at].matches('\n').count());
             let mut table = Some(document.get_ref());
             let mut rest = path.as_str();
             // A key may itself hold a dot, so the path is followed by what the file holds.
             while let Some((key, value)) = table.and_then(|table| {
                 let leads = |key: &str| {
                     let after = rest.strip_prefix(key);
-                    after.is_some_and(|after| after.is_empty() || after.starts_with('.'))
+                    after.is_some_and(|after| after.is_empty() || after.starts_with(['.', '[']))
                 };
                 let candidates = table.iter().filter(|(key, _)| leads(key.get_ref()));
                 candidates.max_by_key(|(key, _)| key.get_ref().len())
             }) {
-                *line = Some(1 + text[..key.span().start].matches('\n').count());
-                rest = rest[key.get_ref().len()..].trim_start_matches('.');
+                *line = line_of(key.span().start);
+                rest = &rest[key.get_ref().len()..];
+                let mut value = value;
+                if let Some((index, after)) =
+                    rest.strip_prefix('[').and_then(|rest| rest.split_once(']'))
+                    && let Some(element) = value
+                        .get_ref()
+                        .as_array()
+                        .zip(index.parse::<usize>().ok())
+                        .and_then(|(array, index)| array.get(index))
+                {
+                    *line = line_of(element.span().start);
+                    (rest, value) = (after, element);
+                }
+                rest = rest.trim_start_matches('.');
                 table = value.get_ref().as_table();
             }
         }
@@ -204,6 +241,17 @@ impl Target {
             workdir: None,
             workers: NonZeroU32::MIN,
             env: BTreeMap::new(),
+        }
+    }
+
+    /// The target, if cells can run there.
+    ///
+    /// # Errors
+    /// If it is of a type of which that is still to come.
+    pub fn runnable(self) -> Result<Self, ConfigError> {
+        match self.place {
+            Place::Slurm(_) => Err(ConfigError::NotYet { name: self.name }),
+            Place::Local | Place::Ssh(_) => Ok(self),
         }
     }
 
@@ -261,9 +309,26 @@ impl Targets {
             line: None,
             problem,
         };
-        if let Some(key) = table.keys().find(|key| *key != "targets") {
-            let error = invalid(key, format!("unknown key{}", nearest(key, ["targets"])));
+        if let Some(key) = table.keys().find(|key| !FILE_KEYS.contains(&key.as_str())) {
+            let error = invalid(key, format!("unknown key{}", nearest(key, FILE_KEYS)));
             return Err(error.at_line(text));
+        }
+        match table.get("shared") {
+            None => {}
+            Some(Value::Array(trees)) => {
+                for (index, tree) in trees.iter().enumerate() {
+                    let tree = read_shared(index, tree, file).map_err(|error| error.at_line(text));
+                    let declared = Declared {
+                        file: file.to_owned(),
+                        text: text.to_owned(),
+                    };
+                    self.shared.push((tree, declared));
+                }
+            }
+            Some(_) => {
+                let problem = "must be a list of tables: write [[shared]]".to_owned();
+                return Err(invalid("shared", problem).at_line(text));
+            }
         }
         let Some(targets) = table.get("targets") else {
             return Ok(());
@@ -373,6 +438,27 @@ impl Targets {
         })
     }
 
+    /// What targets share.
+    pub fn shared(&self) -> Result<Shared, ConfigError> {
+        let mut shared = Shared::default();
+        for (tree, declared) in &self.shared {
+            let tree = tree.clone()?;
+            for (name, _, key) in &tree {
+                if let Err(ConfigError::Unknown { hint, .. }) = self.get(name) {
+                    let error = ConfigError::Invalid {
+                        path: key.clone(),
+                        file: declared.file.display().to_string(),
+                        line: None,
+                        problem: format!("no target `{name}`{hint}"),
+                    };
+                    return Err(error.at_line(&declared.text));
+                }
+            }
+            shared.add(tree.into_iter().map(|(name, path, _)| (name, path)));
+        }
+        Ok(shared)
+    }
+
     /// All targets, with what is wrong with them.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Result<Target, ConfigError>)> {
         self.targets
@@ -458,6 +544,83 @@ fn from_file(file: &Path, path: &str) -> String {
         let base = file.parent().unwrap_or(Path::new(""));
         base.join(path).display().to_string()
     }
+}
+
+fn read_shared(index: usize, value: &Value, file: &Path) -> Tree {
+    let invalid = |key: &str, problem: String| ConfigError::Invalid {
+        path: format!("shared[{index}]{key}"),
+        file: file.display().to_string(),
+        line: None,
+        problem,
+    };
+    let Value::Table(table) = value else {
+        return Err(invalid("", "must be a table".to_owned()));
+    };
+    if let Some(key) = table
+        .keys()
+        .find(|key| !SHARED_KEYS.contains(&key.as_str()))
+    {
+        let problem = format!("unknown key{}", nearest(key, SHARED_KEYS));
+        return Err(invalid(&format!(".{key}"), problem));
+    }
+    let path = |value: &Value, key: &str| match value {
+        Value::String(path) if Path::new(path).is_absolute() => Ok(PathBuf::from(path)),
+        _ => Err(invalid(key, "must be an absolute path".to_owned())),
+    };
+    let tree: Vec<(String, PathBuf, String)> = match (
+        table.get("path"),
+        table.get("targets"),
+        table.get("paths"),
+    ) {
+        (Some(common), Some(Value::Array(names)), None) => {
+            let common = path(common, ".path")?;
+            let named = names.iter().map(|name| match name {
+                Value::String(name) => Ok((
+                    name.clone(),
+                    common.clone(),
+                    format!("shared[{index}].targets"),
+                )),
+                _ => Err(invalid(
+                    ".targets",
+                    "must be a list of names of targets".to_owned(),
+                )),
+            });
+            named.collect::<Result<_, _>>()?
+        }
+        (Some(_), Some(_), None) => {
+            return Err(invalid(
+                ".targets",
+                "must be a list of names of targets".to_owned(),
+            ));
+        }
+        (None, None, Some(Value::Table(paths))) => {
+            let named = paths.iter().map(|(name, value)| {
+                let key = format!(".paths.{name}");
+                Ok((
+                    name.clone(),
+                    path(value, &key)?,
+                    format!("shared[{index}]{key}"),
+                ))
+            });
+            named.collect::<Result<_, _>>()?
+        }
+        (None, None, Some(_)) => {
+            let problem =
+                "must be a table: for each target the path at which it sees the same files";
+            return Err(invalid(".paths", problem.to_owned()));
+        }
+        _ => {
+            let problem = "must have `path` and `targets`, or `paths` where the path is not everywhere the same";
+            return Err(invalid("", problem.to_owned()));
+        }
+    };
+    if tree.len() < 2 {
+        return Err(invalid(
+            "",
+            "must name two targets at least, `home` among them if it is one".to_owned(),
+        ));
+    }
+    Ok(tree)
 }
 
 fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigError> {
@@ -785,6 +948,61 @@ mod tests {
             let found = problem(text, name);
             assert!(found.contains(expected), "{text:?}: {found}");
         }
+    }
+
+    #[test]
+    fn what_targets_share_is_read() {
+        let good = "[targets.lab]\ntype='local'\n";
+        let shared = |text: &str| targets(&format!("{good}{text}")).and_then(|all| all.shared());
+        let both = shared(
+            "[[shared]]\npath='/data'\ntargets=['home','lab']\n[[shared]]\npaths={home='/mnt/s', lab='/s'}",
+        );
+        let same = |here: &str, there: &str| {
+            both.as_ref()
+                .unwrap()
+                .same(("home", Path::new(here)), ("lab", Path::new(there)))
+        };
+        assert!(same("/data/x", "/data/x") && same("/mnt/s/x", "/s/x") && !same("/s/x", "/s/x"));
+        for (text, expected) in [
+            (
+                "[[shared]]\npath='/d'\ntargets=['home','lap']",
+                "`shared[0].targets` in `/n/cellferry.toml`, line 5: no target `lap`; did you mean `lab`",
+            ),
+            (
+                "[[shared]]\npath='/d'\ntargets=['home','lab']\n[[shared]]\npat='/d'",
+                "`shared[1].pat` in `/n/cellferry.toml`, line 7: unknown key; did you mean `path`",
+            ),
+            (
+                "[[shared]]\npath='d'\ntargets=['home','lab']",
+                "must be an absolute path",
+            ),
+            (
+                "[[shared]]\npath='/d'\ntargets='lab'",
+                "must be a list of names",
+            ),
+            (
+                "[[shared]]\npath='/d'\ntargets=['lab']",
+                "two targets at least",
+            ),
+            (
+                "[[shared]]\npaths={home=1,lab='/d'}",
+                "`shared[0].paths.home`",
+            ),
+            ("[[shared]]\npaths='/d'", "must be a table"),
+            ("[[shared]]\npath='/d'", "must have `path` and `targets`"),
+        ] {
+            let found = shared(text).unwrap_err().to_string();
+            assert!(found.contains(expected), "{text}: {found}");
+            // Cells that bring no files do not care.
+            assert!(
+                targets(&format!("{good}{text}"))
+                    .unwrap()
+                    .get("lab")
+                    .is_ok()
+            );
+        }
+        let found = targets("shared='/d'").unwrap_err().to_string();
+        assert!(found.contains("write [[shared]]"), "{found}");
     }
 
     #[test]

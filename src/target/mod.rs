@@ -4,4 +4,5 @@ pub mod batch;
 pub mod config;
 pub mod home;
 pub mod launch;
+pub mod shared;
 pub mod ssh;

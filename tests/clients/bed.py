@@ -24,6 +24,7 @@ NAME_SERVICE = "libnss_wrapper.so"
 SLURM_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "qsub", "mpirun")
 ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd")
 BUSY = 3  # exit code of `up`
+NO_LIMIT = 4  # exit code of `fault memory`
 LINK_FAULTS = ("cut", "drop", "rate", "delay", "apart")
 
 
@@ -79,7 +80,8 @@ class Bed:
     def __init__(self, root, slot, lock):
         self._root = root
         self._lock = lock  # held by the keeper, too, so that nobody takes the slot before all is down
-        self._settings = [f"TB_STATE=/tmp/cft-bed-{slot}", f"TB_BRIDGE=cfb{slot}", f"TB_NET=10.77.{slot}"]
+        self._bridge = f"cfb{slot}"
+        self._settings = [f"TB_STATE=/tmp/cft-bed-{slot}", f"TB_BRIDGE={self._bridge}", f"TB_NET=10.77.{slot}"]
         self.state = Path(f"/tmp/cft-bed-{slot}")
         self.hosts = ()
         self.user, self.other_user = USER, OTHER_USER
@@ -154,6 +156,11 @@ class Bed:
     def address(self, host):
         """The IP address of a host."""
         return (self.state / "hosts" / host / "ip").read_text().strip()
+
+    def traffic(self, host=None):
+        """Bytes that have gone to and from a host, or this machine if none is named, over the hosts' network."""
+        port = Path(f"/sys/class/net/{self._bridge}-{host}" if host else f"/sys/class/net/{self._bridge}")
+        return sum(int((port / "statistics" / f"{way}_bytes").read_text()) for way in ("rx", "tx"))
 
     def fault(self, what, host, *more):
         """Breaks or mends a host: see `tests/testbed/fault`. All is mended after the test."""
@@ -245,6 +252,16 @@ class Bed:
         key = "/etc/ssh/ssh_host_ed25519_key"
         self._alter(host, f"rm {key} && ssh-keygen -q -t ed25519 -N '' -f {key}")
         self.fault("restart", host, "sshd")
+
+    def memory(self, host, size):
+        """Limits the memory of all that runs on a host: `400m`. Raises `Unavailable`."""
+        self._altered.add(host)
+        try:
+            self._run("fault", "memory", host, size)
+        except Failed as failure:
+            if failure.returncode != NO_LIMIT:
+                raise
+            raise Unavailable(failure.stderr.strip()) from failure
 
     # --- the machine's side
 

@@ -122,6 +122,24 @@ def targets(tmp_path):
 
 
 @pytest.fixture
+def hosts(bed, tmp_path, request):
+    """Defines targets of type `ssh`: `hosts.define("node1", key=value…)`. Its parameter, if it has one, is their transport."""
+    keys = {"transport": request.param} if hasattr(request, "param") else {}
+
+    class Hosts(dict):
+        def define(self, name, **keys):
+            table = self.setdefault(name, {"type": "ssh", "host": name, "python": bed.python, **keys})
+            table.update(keys)
+            write_targets(tmp_path / "cellferry.toml", self)
+            return table
+
+    made = Hosts()
+    for name in bed.hosts[1:]:
+        made.define(name)
+    return made
+
+
+@pytest.fixture
 def same_as_ipykernel(kernel_name, tmp_path):
     """Runs cells by nbclient under the kernel under test, and without metadata under ipykernel; fails where they
     differ. Returns the executed notebook."""

@@ -59,6 +59,17 @@ def test_graph_lists_who_reads_what_from_whom(call, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.ipynb"]
 
 
+def test_graph_shows_who_reads_whose_files(call, tmp_path):
+    write(
+        tmp_path / "a.ipynb",
+        "#| target: left\n#| out: [{type: file, value: [./a//x.csv, b]}]\n1",
+        "where = 'c'",
+        "#| target: right\n#| in: [{type: file, value: a/x.csv}, {type: file, name: where}]\n2",
+    )
+    lines = call("graph", "a.ipynb").stdout.splitlines()
+    assert lines[3] == "      reads ./a/x.csv from 1; where from 2"
+
+
 @pytest.mark.parametrize("option", ["-o", "--output"])
 def test_graph_draws(option, call, tmp_path):
     write(tmp_path / "a.ipynb", *STEPS[:-1], "print(squares, total, '<&>')")
@@ -82,7 +93,7 @@ def test_graph_never_overwrites_the_notebook(call, tmp_path):
 
 
 def test_faults_are_shown_and_the_rest_is_drawn(call, tmp_path):
-    write(tmp_path / "a.ipynb", "x = 1", "#| targt: left\ny = x", "#| retry: 3\ny", "x +", "print(y)")
+    write(tmp_path / "a.ipynb", "x = 1", "#| targt: left\ny = x", "#| cache: true\ny", "x +", "print(y)")
     done = call("graph", "a.ipynb", "-o", "g.svg")
     assert "did you mean `target`?" in done.stdout and "not supported yet" in done.stdout
     assert "not valid Python" in done.stdout and "reads y from 2" in done.stdout
@@ -137,7 +148,7 @@ def test_check_tells_all_that_is_wrong(call, targets, tmp_path):
     made = notebook(
         "x = 1",
         ("y = x", "lfet"),
-        "#| targt: left\n#| retry: 3\nfirst_line = 1",
+        "#| targt: left\n#| cache: true\nfirst_line = 1",
         "x +",
         "#| after: [prepare, cell-0, cell-5]\nx",
         ("z = 1", "right"),
@@ -148,7 +159,7 @@ def test_check_tells_all_that_is_wrong(call, targets, tmp_path):
     expected = [
         ("error: a.ipynb: cell 2 (id cell-1) `y = x`: no target `lfet`; did you mean `left`?", "cellferry.toml"),
         ("error: a.ipynb: cell 3 (id cell-2) `first_line = 1`: `#| targt`: unknown key", "did you mean `target`?"),
-        ("error: a.ipynb: cell 3 (id cell-2) `first_line = 1`: `workflow.retry`: retry is not supported yet", ""),
+        ("error: a.ipynb: cell 3 (id cell-2) `first_line = 1`: `workflow.cache`: cache is not supported yet", ""),
         ("warning: a.ipynb: cell 4 (id cell-3) `x +`: the source is not valid Python", ""),
         ("error: a.ipynb: cell 5 (id cell-4) `x`: `workflow.after`: no cell has the id, tag or name `prepare`", "`prepared`?"),
         ("error: a.ipynb: cell 5 (id cell-4) `x`: `workflow.after`: `cell-5` names no cell before this one", ""),
@@ -172,7 +183,7 @@ def test_check_knows_the_targets_of_each_notebook(call, targets, tmp_path):
     done = call("check", "a.ipynb", "deep/b.ipynb", "deep/c.ipynb", expect=1)
     assert done.stdout.count("error: ") == 2
     assert "a.ipynb: cell 2 (id cell-1) `2`: no target `near`" in done.stdout
-    assert "deep/c.ipynb: cell 2" in done.stdout and "type `slurm` are not supported yet" in done.stdout
+    assert "deep/c.ipynb: cell 2" in done.stdout and "cells cannot run on targets of type `slurm` yet" in done.stdout
     assert call("check", "deep/b.ipynb").stdout == "ok: 2 cells in 1 notebook, targets `left`, `near`\n"
 
 

@@ -439,14 +439,16 @@ WRONG = {
     "word for a switch": ({"target": "left", "step": {"autoin": "yes"}}, ["workflow.step.autoin"]),
     "unknown key of a step": ({"target": "left", "step": {"inn": ["x"]}}, ["workflow.step.inn", "`in`"]),
     "resources": ({"target": "left", "resources": {"cpus": 2}}, ["workflow.resources", "not supported yet"]),
+    "key of resources": ({"target": "left", "resources": {"cpu": 2}}, ["workflow.resources.cpu", "`cpus`"]),
+    "amount without a unit": ({"target": "left", "resources": {"memory": 16}}, ["workflow.resources.memory", '"16G"']),
     "scatter": ({"target": "left", "step": {"scatter": {"items": ["x"]}}}, ["scatter", "not supported yet"]),
     "word for a number of tries": ({"target": "left", "retry": "often"}, ["workflow.retry"]),
     "cache": ({"target": "left", "cache": True}, ["workflow.cache", "not supported yet"]),
     "when": ({"target": "left", "when": "x > 1"}, ["workflow.when", "not supported yet"]),
     "repeat": ({"target": "left", "repeat": {"while": "x", "max": 2}}, ["workflow.repeat", "not supported yet"]),
     "language": ({"target": "left", "language": "rust"}, ["workflow.language", "not supported yet"]),
-    "file input": (
-        {"target": "left", "step": {"in": [{"name": "t", "type": "file"}]}},
+    "environment": (
+        {"target": "left", "step": {"in": [{"name": "t", "type": "env"}]}},
         ["workflow.step.in", "not supported yet"],
     ),
 }

@@ -29,15 +29,30 @@ def pairs():
             yield pairs
 
 
-@pytest.fixture(scope="module")
-def far_pairs(session_bed):
+@contextmanager
+def far(session_bed, left_within=None, **keys):
     """Plays notebooks, with the targets `left` and `right` on two hosts."""
     with (
         pytest.MonkeyPatch.context() as patch,
         own_world(uuid.uuid4().hex, patch) as folder,
         session_bed.used(folder, patch) as bed,
     ):
-        table = {"type": "ssh", "python": bed.python}
+        bed.left_within = left_within or bed.left_within
+        table = {"type": "ssh", "python": bed.python, **keys}
         tables = {"left": {**table, "host": "node1"}, "right": {**table, "host": "node2"}}
         with playing(folder, tables) as pairs:
             yield pairs
+
+
+@pytest.fixture(scope="module")
+def far_pairs(session_bed):
+    """Plays notebooks, with the targets `left` and `right` on two hosts."""
+    with far(session_bed) as pairs:
+        yield pairs
+
+
+@pytest.fixture(scope="module")
+def faulty_pairs(session_bed):
+    """The same, where hosts fail: an agent whose kernel ends while it is out of reach ends soon after."""
+    with far(session_bed, left_within=40, patience="30s") as pairs:
+        yield pairs

@@ -73,20 +73,29 @@ def difference(expected, got):
     return None
 
 
-def one_by_one(kernel, cells, metadata):
+def _nothing(index):
+    pass
+
+
+def one_by_one(kernel, cells, metadata, begins=_nothing):
     """As a patient user: each cell after the end of the one before, on after errors."""
-    runs = [kernel.run(cell.source, _of(cell, metadata), timeout=TIMEOUT_SECONDS) for cell in cells]
+    runs = []
+    for index, cell in enumerate(cells):
+        begins(index)
+        runs.append(kernel.run(cell.source, _of(cell, metadata), timeout=TIMEOUT_SECONDS))
     return [_outcome(run) for run in runs]
 
 
-def all_at_once(kernel, cells, metadata):
+def all_at_once(kernel, cells, metadata, begins=_nothing):
     """As JupyterLab's Run All: an error ends it, unless its cell is tagged."""
     runs = [kernel.send(cell.source, _of(cell, metadata), stop_on_error=not cell.tolerated) for cell in cells]
-    kernel.finish(*runs, timeout=TIMEOUT_SECONDS)
+    for index, run in enumerate(runs):
+        begins(index)
+        kernel.finish(run, timeout=TIMEOUT_SECONDS)
     return [_outcome(run) for run in runs]
 
 
-def from_file(name, folder, cells, metadata):
+def from_file(name, folder, cells, metadata, begins=_nothing):
     """As nbclient, nbconvert and papermill do: from a file, no metadata in the requests."""
     made = nbformat.v4.new_notebook()
     made.metadata["kernelspec"] = {"name": name, "display_name": name, "language": "python"}
@@ -103,6 +112,7 @@ def from_file(name, folder, cells, metadata):
         timeout=TIMEOUT_SECONDS,
         kernel_name=name,
         resources={"metadata": {"path": str(folder)}},
+        on_cell_execute=lambda cell, cell_index: begins(cell_index),
         config=Config({"KernelManager": _connection(folder)}),
     )
     try:
@@ -130,9 +140,14 @@ class Pairs:
 
     def play(self, cells, way, more=True):
         """The difference that `cells` make, or None. Without `more`, no kernels are started for another notebook."""
+        return difference(*self.outcomes(cells, way, more))
+
+    def outcomes(self, cells, way, more=True, begins=_nothing):
+        """What comes without targets and with them. `begins` is told the index of each cell that begins with them."""
         if way == "from a file":
-            return difference(
-                from_file(PLAIN, self.folder, cells, False), from_file(FERRY, self.folder, cells, True)
+            return (
+                from_file(PLAIN, self.folder, cells, False),
+                from_file(FERRY, self.folder, cells, True, begins),
             )
         kernels = self.ready or self._start()
         try:
@@ -140,12 +155,10 @@ class Pairs:
             for kernel in kernels:
                 kernel.client.wait_for_ready(timeout=TIMEOUT_SECONDS)
             self.ready = self._start() if more else None
-            expected, got = (
-                WAYS[way](kernel, cells, metadata) for kernel, metadata in zip(kernels, (False, True), strict=True)
-            )
+            plain, ferry = kernels
+            return WAYS[way](plain, cells, False), WAYS[way](ferry, cells, True, begins)
         finally:
             self._close(kernels)
-        return difference(expected, got)
 
     def _start(self):
         return [Kernel(name, self.folder, ready=False, **_connection(self.folder)) for name in (PLAIN, FERRY)]
@@ -166,11 +179,12 @@ def _of(cell, metadata):
 
 def _outcome(run):
     reply = run.reply["content"]
-    results = run.of_type("execute_result")
+    kept = run.outputs()
+    results = [output for output in kept if output.output_type == "execute_result"]
     return Outcome(
         status=reply["status"],
-        printed=run.text(),
-        result=results[0]["content"]["data"]["text/plain"] if results else None,
+        printed="".join(output.text for output in kept if output.get("name") == "stdout"),
+        result=results[0].data["text/plain"] if results else None,
         error=(reply["ename"], reply["evalue"]) if reply["status"] == "error" else None,
         count=reply.get("execution_count"),
     )

@@ -480,6 +480,7 @@ impl<'a> World<'a> {
             workers: target.workers,
             retry: cell.retry,
             needed: needed(&analysis, workflow.as_ref()),
+            files: Arc::default(),
             definitions: analysis.definitions,
             access,
             source: Arc::from(source),

@@ -117,14 +117,51 @@ plug() {
         ip link set eth0 up"
 }
 
+memory_group() {    # the directory of a host's control group for memory; it need not be there
+    local name=testbed-$TB_BRIDGE-$1 top=/sys/fs/cgroup
+    if [ -e $top/cgroup.controllers ]; then echo "$top/$name"; else echo "$top/memory/$name"; fi
+}
+
+# limit HOST SIZE: what runs there, and what it starts, has so much memory and no swap.
+limit() {
+    local group pid init space process
+    group=$(memory_group "$1")
+    init=$(host_pid "$1") || die "host $1 is down"
+    unable() { echo "fault: no limit of memory on this machine: $*" >&2; exit 4; }
+    mkdir "$group" 2>/dev/null || unable "$group cannot be made"
+    if [ -e "$group/memory.max" ]; then
+        echo "$2" > "$group/memory.max"
+        if [ -e "$group/memory.swap.max" ]; then echo 0 > "$group/memory.swap.max"; fi
+    elif [ -e "$group/memory.limit_in_bytes" ]; then
+        echo "$2" > "$group/memory.limit_in_bytes"
+        echo 0 > "$group/memory.swappiness"
+    else
+        rmdir "$group"; unable "$group has no limit"
+    fi
+    space=$(readlink "/proc/$init/ns/pid")
+    for process in /proc/[0-9]*; do
+        pid=${process#/proc/}
+        if [ "$(readlink "$process/ns/pid" 2>/dev/null)" = "$space" ]; then
+            echo "$pid" > "$group/cgroup.procs" 2>/dev/null || true    # it may have ended
+        fi
+    done
+}
+
 kill_host() {       # power off; the link goes first, so no FIN or RST says goodbye
-    local pid
+    local pid group i
     ip link del "$TB_BRIDGE-$1" 2>/dev/null || true
     if pid=$(host_pid "$1"); then
         kill -KILL "$pid" 2>/dev/null || true
         while [ -n "$(stamp "$pid")" ]; do sleep 0.02; done
     fi
     rm -f "$TB_STATE/hosts/$1/pid"
+    group=$(memory_group "$1")
+    if [ -d "$group" ]; then
+        for ((i = 0; i < 100; i++)); do     # once its last process is reaped
+            if rmdir "$group" 2>/dev/null; then break; fi
+            sleep 0.02
+        done
+    fi
 }
 
 teardown() {        # harmless when nothing is up, or only half of it

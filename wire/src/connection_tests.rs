@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use bytes::Bytes;
 
 use super::*;
+use crate::BUILD;
 use crate::envelope::encode;
 use crate::outgoing::WINDOW;
 use crate::protocol::{Channel, FromAgent, ToAgent, WorkerId};
@@ -86,7 +87,9 @@ proptest! {
             let (left, mut right) = tokio::io::duplex(1 << 16);
             let (reader, writer) = tokio::io::split(left);
             let starting = tokio::spawn(Connection::<ToAgent, FromAgent>::start(reader, writer));
-            let mut hello = b"noise from a shell\n\0cellferry\n\0\0\0\x02\x01x\0".to_vec();
+            let mut hello = b"noise from a shell\n".to_vec();
+            hello.extend_from_slice(&greeting(BUILD));
+            hello.push(0);
             hello.extend_from_slice(&garbage);
             right.write_all(&hello).await.unwrap();
             let mut connection = starting.await.unwrap().unwrap();
@@ -243,23 +246,39 @@ fn what_is_held_stops_its_own_stream_until_it_is_let_go() {
     });
 }
 
+/// A greeting up to the program's build.
+fn greeting(build: &str) -> Vec<u8> {
+    let mut greeting = b"\0cellferry\n\0\0\0\x03".to_vec();
+    greeting.push(u8::try_from(build.len()).unwrap());
+    greeting.extend_from_slice(build.as_bytes());
+    greeting
+}
+
 #[test]
-fn another_version_is_refused_by_name() {
+fn another_build_is_refused_by_name() {
     runtime().block_on(async {
-        let (left, mut right) = tokio::io::duplex(1 << 16);
-        let (reader, writer) = tokio::io::split(left);
-        right
-            .write_all(b"\0cellferry\n\0\0\0\x09\x057.8.9")
-            .await
-            .unwrap();
-        let error = Connection::<ToAgent, FromAgent>::start(reader, writer)
-            .await
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("version 9") && error.contains("7.8.9"),
-            "{error}"
-        );
+        let (version, wire) = BUILD.split_once('+').unwrap();
+        for (build, fits) in [
+            (format!("9.9.9+{wire}"), true),
+            (format!("{version}+00000000"), false),
+            (version.to_owned(), false),
+            (String::new(), false),
+        ] {
+            let (left, mut right) = tokio::io::duplex(1 << 16);
+            let (reader, writer) = tokio::io::split(left);
+            right.write_all(&greeting(&build)).await.unwrap();
+            right.write_all(&[0]).await.unwrap();
+            match Connection::<ToAgent, FromAgent>::start(reader, writer).await {
+                Ok(_) => assert!(fits, "{build}"),
+                Err(error) => {
+                    let said = error.to_string();
+                    assert!(
+                        !fits && said.contains(&build) && said.contains(BUILD),
+                        "{said}"
+                    );
+                }
+            }
+        }
     });
 }
 
@@ -290,10 +309,8 @@ fn a_sender_that_ignores_its_credit_is_refused() {
         let (reader, writer) = tokio::io::split(left);
         let starting = tokio::spawn(Connection::<ToAgent, FromAgent>::start(reader, writer));
         let (_answers, mut hostile) = tokio::io::split(right);
-        hostile
-            .write_all(b"\0cellferry\n\0\0\0\x02\x01x\0")
-            .await
-            .unwrap();
+        hostile.write_all(&greeting(BUILD)).await.unwrap();
+        hostile.write_all(&[0]).await.unwrap();
         let mut connection = starting.await.unwrap().unwrap();
         tokio::spawn(async move {
             // Whole messages without end, of which none is consumed.

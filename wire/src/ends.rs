@@ -150,12 +150,11 @@ impl<T: Envelope> Receiver<T> {
             Ok(message) => message,
             Err(error) => return Some(Err(error)),
         };
-        let size = message.claim.size;
         let held = Held {
             shared: self.shared.clone(),
             claim: message.claim,
         };
-        let decoded = decode(message.chunks, size);
+        let decoded = decode(message.chunks);
         if decoded.is_err() {
             // A message that nobody understands leaves nothing to go on with.
             self.arrived.close();

@@ -125,12 +125,8 @@ impl Encoder<Frame> for FrameCodec {
                 squeezed,
                 payload,
             } => {
-                let length = u32::try_from(payload.len())
-                    .map_err(|_| WireError::Malformed("frame: too long"))?;
-                let kind = if last { END } else { PART };
-                let flag = if squeezed { SQUEEZED } else { 0 };
                 out.reserve(HEAD + payload.len());
-                head(out, stream, kind | flag, length);
+                chunk_head(out, stream, last, squeezed, &payload)?;
                 out.put_slice(&payload);
             }
             Frame::Credit { stream, bytes } => {
@@ -144,6 +140,22 @@ impl Encoder<Frame> for FrameCodec {
         }
         Ok(())
     }
+}
+
+/// All of a chunk's frame but its payload.
+pub fn chunk_head(
+    out: &mut BytesMut,
+    stream: u32,
+    last: bool,
+    squeezed: bool,
+    payload: &Bytes,
+) -> Result<(), WireError> {
+    let length =
+        u32::try_from(payload.len()).map_err(|_| WireError::Malformed("frame: too long"))?;
+    let kind = if last { END } else { PART };
+    let flag = if squeezed { SQUEEZED } else { 0 };
+    head(out, stream, kind | flag, length);
+    Ok(())
 }
 
 fn head(out: &mut BytesMut, stream: u32, kind: u8, length: u32) {

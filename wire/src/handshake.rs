@@ -6,11 +6,12 @@ use uuid::Uuid;
 
 use crate::WireError;
 
-/// The version of the frames and messages; both sides must have the same.
-pub const WIRE_VERSION: u32 = 2;
+/// The version of the program, and after a `+` the build of its wire, eight hexadecimal digits: the frames and messages
+/// of both sides must be of the same.
+pub const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("CELLFERRY_WIRE"));
 
-/// The version of the program, for messages.
-pub const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The version of the greeting itself, which hardly ever changes.
+const GREETING: u32 = 3;
 
 const MAGIC: &[u8] = b"\0cellferry\n";
 
@@ -86,11 +87,10 @@ pub async fn greet(
     writer: &mut (impl AsyncWrite + Unpin),
     conversation: Option<&Conversation>,
 ) -> Result<Greeted, WireError> {
-    let program = PROGRAM_VERSION.as_bytes();
     let mut hello = MAGIC.to_vec();
-    hello.put_u32(WIRE_VERSION);
-    hello.put_u8(u8::try_from(program.len()).unwrap_or_default());
-    hello.put_slice(program);
+    hello.put_u32(GREETING);
+    hello.put_u8(u8::try_from(BUILD.len()).unwrap_or_default());
+    hello.put_slice(BUILD.as_bytes());
     match conversation {
         None => hello.put_u8(PLAIN),
         Some(conversation) => {
@@ -120,15 +120,14 @@ pub async fn greet(
     };
     seen.advance(start + MAGIC.len());
     fill(reader, &mut seen, 5).await?;
-    let theirs = seen.get_u32();
+    let version = seen.get_u32();
     let length = usize::from(seen.get_u8());
     fill(reader, &mut seen, length).await?;
-    let program = String::from_utf8_lossy(&seen.split_to(length)).into_owned();
-    if theirs != WIRE_VERSION {
-        return Err(WireError::Version {
+    let theirs = String::from_utf8_lossy(&seen.split_to(length)).into_owned();
+    if version != GREETING || wire(&theirs) != wire(BUILD) {
+        return Err(WireError::Build {
             theirs,
-            ours: WIRE_VERSION,
-            program,
+            ours: BUILD,
         });
     }
     fill(reader, &mut seen, 1).await?;
@@ -145,6 +144,11 @@ pub async fn greet(
         conversation,
         beyond: seen,
     })
+}
+
+/// What of a build must be the same on both sides.
+fn wire(build: &str) -> &str {
+    build.rsplit_once('+').map_or("", |(_, wire)| wire)
 }
 
 async fn fill(

@@ -23,10 +23,11 @@ pub mod protocol;
 mod resume;
 mod shared;
 mod squeeze;
+mod writer;
 
 pub use connection::Connection;
 pub use ends::{Held, Receiver, Sender};
-pub use handshake::{PROGRAM_VERSION, WIRE_VERSION};
+pub use handshake::BUILD;
 pub use line::Line;
 
 use thiserror::Error;
@@ -68,17 +69,15 @@ pub enum WireError {
         /// How they begin.
         start: String,
     },
-    /// The two programs do not speak the same version.
+    /// The two programs may misunderstand each other.
     #[error(
-        "the other side speaks wire version {theirs} (program {program}), this program {ours}: use the same version on both"
+        "the other program is of another build, {theirs}, than this one, {ours}: both must come from the same installation"
     )]
-    Version {
-        /// Their wire version.
-        theirs: u32,
-        /// Our wire version.
-        ours: u32,
-        /// Their program version.
-        program: String,
+    Build {
+        /// Their program version and wire.
+        theirs: String,
+        /// Ours.
+        ours: &'static str,
     },
     /// A frame or message that no correct program sends.
     #[error("malformed {0}")]

@@ -6,11 +6,10 @@ use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use futures::SinkExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tokio_util::codec::{Decoder, FramedWrite};
+use tokio_util::codec::Decoder;
 
 use crate::WireError;
 use crate::frame::{Frame, FrameCodec, HEAD};
@@ -18,6 +17,7 @@ use crate::handshake::{Conversation, Greeted, greet};
 use crate::resume::{Next, Resume};
 use crate::shared::{Shared, State};
 use crate::squeeze::{Squeezer, Unsqueezer};
+use crate::writer::Writer;
 
 /// How long nothing may come from the other side, unless the caller says otherwise.
 const SILENCE: Duration = Duration::from_secs(8);
@@ -95,7 +95,7 @@ impl Line {
     /// # Errors
     /// - [`WireError::Io`], [`WireError::Ended`], [`WireError::Silent`]: the link is lost.
     /// - [`WireError::Replaced`]: another byte stream has taken over.
-    /// - [`WireError::NoGreeting`], [`WireError::Version`], [`WireError::Unresumable`]: not an agent, not of this version,
+    /// - [`WireError::NoGreeting`], [`WireError::Build`], [`WireError::Unresumable`]: not an agent, not of this build,
     ///   or not started to resume links.
     /// - [`WireError::OtherConversation`], [`WireError::Forgotten`]: not the one this conversation was with. What
     ///   was not delivered is kept, in case another byte stream leads to the right one.
@@ -147,6 +147,11 @@ impl Line {
     /// The round trip time, smoothed, of the byte stream in use or of the one before; absent before the first.
     pub fn rtt(&self) -> Option<Duration> {
         self.held.0.lock().resume.as_ref()?.round_trip()
+    }
+
+    /// When anything came from the other side last; absent if nothing ever did.
+    pub fn heard(&self) -> Option<Instant> {
+        self.held.0.lock().resume.as_ref()?.heard()
     }
 
     /// True while a byte stream carries the conversation: from the greetings to its end.
@@ -232,7 +237,7 @@ async fn write<W: AsyncWrite + Unpin>(
     stream: u64,
     writer: W,
 ) -> Result<(), WireError> {
-    let mut framed = FramedWrite::new(writer, FrameCodec);
+    let mut writer = Writer::new(writer);
     let mut squeezer = Squeezer::default();
     loop {
         let next = {
@@ -249,7 +254,7 @@ async fn write<W: AsyncWrite + Unpin>(
         match next {
             Next::Send(frame) => {
                 shared.room.notify_waiters();
-                framed.feed(frame).await?;
+                writer.feed(frame).await?;
             }
             Next::Squeeze(number, chunk) => {
                 shared.room.notify_waiters();
@@ -261,18 +266,18 @@ async fn write<W: AsyncWrite + Unpin>(
                         resume(&mut state)?.shrunk(number, HEAD + squeezed.len());
                     }
                 }
-                framed.feed(chunk.into_frame(squeezed)).await?;
+                writer.feed(chunk.into_frame(squeezed)).await?;
             }
             Next::Wait(until) => {
-                framed.flush().await?;
+                writer.flush().await?;
                 tokio::select! {
                     () = shared.ready.notified() => {}
                     () = sleep_until(until) => {}
                 }
             }
             Next::Over => {
-                framed.flush().await?;
-                let _ = framed.close().await;
+                writer.flush().await?;
+                let _ = writer.close().await;
                 return Ok(());
             }
         }
@@ -304,8 +309,10 @@ async fn read<R: AsyncRead + Unpin>(
             Err(_) => return Err(silent(silence)),
             Ok(read) => read,
         };
-        heard = Instant::now();
-        if !matches!(read, Ok(1..)) {
+        if matches!(read, Ok(1..)) {
+            heard = Instant::now();
+            resume(&mut *current(shared, stream)?)?.hears(heard);
+        } else {
             let over = resume(&mut *current(shared, stream)?)?.is_over();
             return match read {
                 _ if over => Ok(()),

@@ -242,6 +242,9 @@ pub enum ToAgent {
 /// The largest [`Data`](ToAgent::Data), in bytes: large enough to cost little, small enough to share the link.
 pub const PIECE: usize = 1 << 20;
 
+/// A [`Data`](ToAgent::Data) of so many bytes is not copied to be put together again where it arrives.
+pub const SLICE: usize = crate::frame::CHUNK;
+
 /// How long an unused door stays open.
 pub const DOOR_IDLE: Duration = Duration::from_secs(60);
 

@@ -54,6 +54,8 @@ pub struct Resume {
     pong: Option<u64>,
     ping_at: Instant,
     ping_every: Duration,
+    /// When anything came last.
+    heard: Option<Instant>,
     /// The start of the byte stream, from which pings count.
     start: Instant,
     pace: Pace,
@@ -104,6 +106,7 @@ impl Resume {
             pong: None,
             ping_at: now,
             ping_every: PING,
+            heard: None,
             start: now,
             pace: Pace::new(now),
             round_trip: None,
@@ -118,6 +121,16 @@ impl Resume {
     /// The round trip time, smoothed.
     pub fn round_trip(&self) -> Option<Duration> {
         self.round_trip
+    }
+
+    /// Something has come.
+    pub fn hears(&mut self, now: Instant) {
+        self.heard = Some(now);
+    }
+
+    /// When that was last.
+    pub fn heard(&self) -> Option<Instant> {
+        self.heard
     }
 
     /// The byte streams so far are dead: nothing more is taken from them or given to them. Returns the number of the
@@ -197,6 +210,7 @@ impl Resume {
             ..Ack::default()
         };
         self.pong = None;
+        self.heard = Some(now);
         self.start = now;
         self.ping_at = now;
         self.ping_every = PING.min(silence / 4);

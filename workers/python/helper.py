@@ -2,8 +2,8 @@
 
 The kernel sends this file as source when a worker starts. It adds two things to the running kernel:
 a prelude and a report around `execute_request` (both in messages that only Cellferry sees), and a
-shell message of its own, `cellferry_request`, with the verbs `take`, `undo`, `settle` and `inputs`. Nothing of it stands in the
-user's namespace, and it needs nothing but IPython and the standard library. Python 3.8 or newer. How values are pickled
+shell message of its own, `cellferry_request`, with the verbs `take`, `undo`, `settle` and `inputs`. For the files of a step it
+asks the kernel, on the channel of `input()`. Nothing of it stands in the user's namespace, and it needs nothing but IPython and the standard library. Python 3.8 or newer. How values are pickled
 stands in `pickling.py`, how a worker goes back to what it was in `before.py`; both are part of the same module.
 """
 
@@ -19,10 +19,13 @@ import mmap
 import os
 import pickle
 import re
+import signal
 import sys
 import time
 import traceback
 import types
+
+import zmq
 
 # Values up to this size (bytes) travel inside the message instead of a shared-memory segment.
 INLINE = 1 << 18
@@ -570,6 +573,7 @@ def take(content):
         "missing": missing,
         "size": size,
         "kin": groups(names),
+        "modules": sorted(pickler.modules),
     }
     if size <= INLINE:
         reply["place"] = "inline"
@@ -795,6 +799,102 @@ def failure(action, error):
     }
 
 
+# --- files of a step -------------------------------------------------------------------------------
+
+FOLDER = os.getcwd()
+
+
+class FileError(Exception):
+    """Files of a step cannot be brought to it, or home."""
+
+
+def paths_in(element):
+    """The paths that an element of the metadata means, and whether it says them itself."""
+    value = element.get("value")
+    if value is not None:
+        return [value] if isinstance(value, str) else value, True
+    name = element.get("valueFrom") or element["name"]
+    if name not in namespace:
+        raise FileError(
+            "no variable `%s` is bound that could hold the path of a file; write the path itself as `value`" % name
+        )
+    value = namespace[name]
+    many = [value] if isinstance(value, (str, os.PathLike)) else value
+    try:
+        found = [os.fspath(path) for path in many]
+    except TypeError:
+        found = [None]
+    if not all(isinstance(path, str) for path in found):
+        raise FileError("`%s` is a value of type %s, not a path or a list of paths" % (name, type_name(value)))
+    return found, False
+
+
+def bring(way, elements, order, ident, parent, failed=False):
+    """Has the kernel bring files, and waits until they are there."""
+    items = []
+    for element in elements:
+        try:
+            paths, given = paths_in(element)
+        except FileError:
+            if failed:
+                continue  # the cell did not come as far as to bind it
+            raise
+        items.append({"name": element.get("name"), "paths": paths, "given": given})
+    if not items:
+        return
+    content = {
+        "way": way, "number": order.get("count"), "folder": FOLDER, "home": os.path.expanduser("~"), "items": items,
+        "failed": failed, "again": order["files"]["again"],
+    }
+    answer = ask("cellferry_files", content, ident, parent)
+    if answer["status"] != "ok":
+        raise FileError(answer["message"])
+
+
+def ask(kind, content, ident, parent):
+    """Asks the kernel, which answers as it answers `input()`, and can be interrupted like it."""
+    socket = kernel.stdin_socket
+    question = kernel.session.send(socket, kind, content, parent, ident=ident)
+    while True:
+        # A signal may be handled in another thread and not end the wait.
+        if zmq.select([socket], [], [], 0.02)[0]:
+            _, answer = kernel.session.recv(socket)
+            # What came too late for an earlier question is of no use.
+            if answer and answer["parent_header"].get("msg_id") == question["header"]["msg_id"]:
+                return answer["content"]
+
+
+def fetch_modules(ident, parent):
+    """Waits until the notebook's own modules, as they are now, are where they are looked for."""
+    answer = ask("cellferry_modules", {}, ident, parent)
+    if answer["status"] != "ok":
+        raise FileError(answer["message"])
+    importlib.invalidate_caches()
+
+
+# The step that runs now, if it makes files.
+making = []
+
+
+def bring_home(result):
+    """Called by IPython at the end of a cell: what it has made counts as part of it."""
+    if not making:
+        return
+    order, ident, parent = making.pop()
+    failed = result is None or not result.success
+    # An interrupt must end the waiting, not what IPython waits for.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        bring("out", order["files"]["out"], order, ident, parent, failed)
+    except BaseException as error:
+        if not failed:
+            result.error_in_exec = error
+            line = "\x1b[31m%s\x1b[39m" % type(error).__name__ + (": %s" % error if str(error) else "")
+            shell._showtraceback(type(error), error, [line])
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 execute_request = kernel.shell_handlers["execute_request"]
 after_request = kernel.post_handler_hook
 running = []
@@ -810,7 +910,12 @@ def execute(stream, ident, parent):
         shell.execution_count = order["count"]
     actions = order.get("actions") or ()
     before, failed = None, None
-    if order.get("keep") is not None:
+    if order.get("modules"):
+        try:
+            fetch_modules(ident, parent)
+        except BaseException as error:
+            failed = failure({"do": "files"}, error)
+    if order.get("keep") is not None and not failed:
         try:
             before = befores[order["run"]] = Before(order["keep"])
             before.patient = Patient()
@@ -819,6 +924,12 @@ def execute(stream, ident, parent):
             failed = failure({"do": "keep", "names": order["keep"]}, error)
     if actions and not failed:
         failed = prelude(actions, [bytes(buffer) for buffer in parent.get("buffers", ())])
+    if order.get("files") and not failed:
+        try:
+            bring("in", order["files"]["in"], order, ident, parent)
+        except BaseException as error:
+            failed = failure({"do": "files"}, error)
+        making[:] = [(order, ident, parent)] if order["files"]["out"] else []
     steady = frozenset(order.get("steady") or ())
     watched = watch(order.get("watched") or (), steady) if not failed else []
     unbound = {}
@@ -840,6 +951,7 @@ def report():
         if before:
             before.patient.end()
     after_request()
+    making.clear()
     while running:
         parent, failed, touched, before, watched, steady, unbound, values, seeds, started = running.pop()
         seconds = time.perf_counter() - started
@@ -898,10 +1010,12 @@ if real_stderr is not None:
 
     faulthandler.enable(real_stderr, all_threads=False)
 for place in PATHS:  # noqa: F821 - given by the kernel: where the notebook's own modules are
+    # Where IPython looks for them at home: before what is installed, after the standard library.
     if place not in sys.path:
-        sys.path.append(place)
+        sys.path.insert(sys.path.index("") if "" in sys.path else 0, place)
 hidden = set(namespace) - {"__name__"}
 kernel.shell_handlers["execute_request"] = execute
 kernel.post_handler_hook = report
+shell.events.register("post_run_cell", bring_home)
 kernel.shell_handlers["cellferry_request"] = request
 known = snapshot()

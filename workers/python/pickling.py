@@ -287,7 +287,8 @@ class Pickler(pickle.Pickler):
     """Carries what pickle cannot: functions with live globals, classes, views that share their memory.
 
     What stands in the notebook's namespace under its own name (a class, a `def`) goes by that
-    name, unless it is itself what is carried (`by_value`); the names needed on the other side are gathered in `needs`.
+    name, unless it is itself what is carried (`by_value`); the names needed on the other side are gathered in `needs`,
+    the modules in `modules`.
     """
 
     def __init__(self, file, by_value=(), shared_bases=(), buffer_callback=None):
@@ -295,6 +296,7 @@ class Pickler(pickle.Pickler):
         self.by_value = by_value
         self.shared_bases = shared_bases
         self.needs = set()
+        self.modules = set()
         self.bases = {}
 
     def reducer_override(self, value):
@@ -320,6 +322,10 @@ class Pickler(pickle.Pickler):
             return self.reduce_named(value, attributes.get("__qualname__"))
         return NotImplemented
 
+    def note_module(self, name):
+        if isinstance(name, str):
+            self.modules.add(name.split(".")[0])
+
     def own_name(self, value):
         """The notebook name by which `value` can be found again, if it goes by name."""
         if not is_own(value):
@@ -343,6 +349,7 @@ class Pickler(pickle.Pickler):
 
     def reduce_function(self, value):
         name = value.__qualname__
+        self.note_module(value.__module__)
         if not is_own(value) and resolves(value):
             return NotImplemented
         root = self.own_name(value)
@@ -354,6 +361,7 @@ class Pickler(pickle.Pickler):
             module = value.__globals__.get("__name__")
             if getattr(sys.modules.get(module), "__dict__", None) is not value.__globals__:
                 raise Uncarriable("cannot carry the function `%s`: its module cannot be imported" % name)
+            self.note_module(module)
         for name in global_names(value.__code__) if module is None else ():
             if name in namespace and not INPUT_NAME.match(name):
                 self.needs.add(name)
@@ -367,6 +375,7 @@ class Pickler(pickle.Pickler):
         return make_function, arguments, state, None, None, fill_function
 
     def reduce_class(self, value):
+        self.note_module(value.__module__)
         # What no class statement made (`Py_TPFLAGS_HEAPTYPE` is not set) is left to pickle.
         if not is_own(value) and (resolves(value) or not value.__flags__ & (1 << 9)):
             return NotImplemented
@@ -388,6 +397,7 @@ class Pickler(pickle.Pickler):
     def reduce_module(self, value):
         if sys.modules.get(value.__name__) is not value or value is main:
             raise Uncarriable("cannot carry a module that was made by hand")
+        self.note_module(value.__name__)
         return importlib.import_module, (value.__name__,)
 
     def reduce_cell(self, value):

@@ -12,7 +12,7 @@ use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use cellferry_wire::WIRE_VERSION;
+use cellferry_wire::BUILD;
 use cellferry_wire::protocol::Secret;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
@@ -75,29 +75,22 @@ fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Err
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-fn builder(secret: &Secret) -> Result<snow::Builder<'_>, snow::Error> {
+fn builder<'a>(secret: &'a Secret, prologue: &'a [u8]) -> Result<snow::Builder<'a>, snow::Error> {
     // Ring has no Diffie-Hellman that keeps its key, which Noise needs.
     let resolver = FallbackResolver::new(Box::new(RingResolver), Box::new(DefaultResolver));
     snow::Builder::with_resolver(PATTERN.parse()?, Box::new(resolver))
-        .prologue(&PROLOGUE)?
+        .prologue(prologue)?
         .psk(0, secret.bytes())
 }
 
 /// Both sides must mean the same by what they say.
-const PROLOGUE: [u8; 18] = {
-    let mut prologue = *b"cellferry door\0\0\0\0";
-    let version = WIRE_VERSION.to_be_bytes();
-    let mut index = 0;
-    while index < 4 {
-        prologue[14 + index] = version[index];
-        index += 1;
-    }
-    prologue
-};
+fn prologue() -> Vec<u8> {
+    format!("cellferry door {BUILD}").into_bytes()
+}
 
 /// Greets a door. The other side has proved that it knows the secret once this returns.
 pub async fn initiate(mut stream: tokio::net::TcpStream, secret: &Secret) -> io::Result<Channel> {
-    let mut noise = builder(secret)
+    let mut noise = builder(secret, &prologue())
         .and_then(snow::Builder::build_initiator)
         .map_err(broken)?;
     let mut greeting = [0; GREETING];
@@ -111,7 +104,7 @@ pub async fn initiate(mut stream: tokio::net::TcpStream, secret: &Secret) -> io:
 
 /// Answers a visitor's greeting, which may be another's, recorded: only its request proves that it knows the secret.
 pub async fn respond(mut stream: tokio::net::TcpStream, secret: &Secret) -> io::Result<Greeted> {
-    let mut noise = builder(secret)
+    let mut noise = builder(secret, &prologue())
         .and_then(snow::Builder::build_responder)
         .map_err(broken)?;
     let mut greeting = [0; GREETING];

@@ -65,6 +65,38 @@ pub fn list(pattern: &FilePath) -> Result<Listing, String> {
     })
 }
 
+/// Whether there is anything that a pattern matches; nothing is read for it.
+pub fn exists(pattern: &FilePath) -> Result<bool, String> {
+    let resolved = resolve(pattern)?;
+    let is_there = resolved.whole().symlink_metadata().is_ok();
+    Ok(is_there
+        || has_wildcard(&resolved.path) && !matches(&resolved.base, &resolved.path)?.is_empty())
+}
+
+/// Of a path below a base: what the pattern names, the path itself or a directory that it is in. `None` if the pattern does
+/// not name it.
+pub fn named_part<'p>(pattern: &str, path: &'p Path) -> Option<&'p Path> {
+    let mut pattern = PathBuf::from(pattern);
+    // The last is empty: the base itself.
+    let above = || path.ancestors().filter(|path| !path.as_os_str().is_empty());
+    if let Some(plain) = above().find(|path| *path == pattern) {
+        return Some(plain);
+    }
+    for_all(&mut pattern);
+    let glob = Pattern::new(pattern.to_str()?).ok()?;
+    above()
+        .filter(|path| glob.matches_path_with(path, SHELL))
+        .last()
+}
+
+/// A pattern that ends with `**` means files, too.
+fn for_all(pattern: &mut PathBuf) {
+    if pattern.ends_with("**") {
+        // The crate takes this for directories only.
+        pattern.push("*");
+    }
+}
+
 fn has_wildcard(path: &Path) -> bool {
     let bytes = path.as_os_str().as_encoded_bytes();
     bytes.iter().any(|byte| b"*?[".contains(byte))
@@ -81,10 +113,7 @@ fn matches(base: &Path, pattern: &Path) -> Result<Vec<PathBuf>, String> {
     let name = pattern.display();
     let base = Pattern::escape(&text(base)?);
     let mut whole = Path::new(&base).join(pattern);
-    if whole.ends_with("**") {
-        // The crate takes this for directories only.
-        whole.push("*");
-    }
+    for_all(&mut whole);
     glob::glob_with(&text(&whole)?, SHELL)
         .map_err(|error| format!("`{name}` is not a pattern: {error}"))?
         .collect::<Result<_, _>>()
@@ -181,4 +210,21 @@ fn hash(path: &Path) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path)?)?;
     Ok(*hasher.finalize().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_names_what_it_matches_and_what_is_in_it() {
+        let named = |pattern: &str, path: &str| named_part(pattern, Path::new(path)).is_some();
+        assert!(named("a", "a") && named("a", "a/b/c") && named("*.png", "x.png"));
+        assert!(named("a/*", "a/b/.c") && named("a/**", "a/b/c") && named("**/*.png", "a/b/x.png"));
+        assert!(named("[1].csv", "[1].csv") && named("[1].csv", "1.csv"));
+        assert!(!named("a", "b") && !named("a", "ab") && !named("*.png", "a/x.png"));
+        let part = named_part("a*", Path::new("ab/ac/d"));
+        assert_eq!(part, Some(Path::new("ab")));
+        assert!(!named("*", ".ssh/config") && !named("a/*", "a") && !named("[", "x"));
+    }
 }

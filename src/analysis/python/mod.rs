@@ -2,7 +2,7 @@
 //!
 //! `input` cleans the text as IPython does, `walk` follows the program's paths, `access` notes what
 //! each name met there means, `define` cuts definitions out, `ipython` follows magics and shell lines,
-//! `reflect` knows by what a source reaches names that it does not show. Beneath them, `scope` says to
+//! `reflect` knows by what a source reaches names that it does not show, `imports` which modules it names. Beneath them, `scope` says to
 //! whom a name belongs, `sure` what is bound on every path, `later` what a call does, `bindings` what
 //! a function binds, `magics` what IPython adds, and `depth` how much stack all of it needs.
 
@@ -11,6 +11,7 @@ mod bindings;
 mod completion;
 mod define;
 mod depth;
+mod imports;
 mod input;
 mod ipython;
 mod later;
@@ -22,6 +23,7 @@ mod sure;
 mod walk;
 
 pub use completion::completion_root;
+pub use imports::imported_modules;
 
 use ruff_python_ast::{Mod, Stmt};
 use ruff_python_parser::{Mode, ParseOptions, parse_unchecked};
@@ -45,24 +47,26 @@ pub fn analyse(source: &str) -> Analysis {
         ..Analysis::default()
     };
     let source = &*input::cleaned(source);
+    deep_enough(source, || analyse_here(source)).unwrap_or_else(unknown)
+}
+
+/// Looks at a source with the stack that it takes; `None` if no stack would do.
+fn deep_enough<T: Send>(source: &str, look: impl FnOnce() -> T + Send) -> Option<T> {
     let depth = match magics::cell_magic(source) {
         Some(cell) if cell.body_kind().is_text() => 0,
         Some(_) | None => depth::depth(source),
     };
     if depth <= SHALLOW {
-        return analyse_here(source);
+        return Some(look());
     }
     if depth > DEEPEST {
-        return unknown();
+        return None;
     }
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .stack_size((SHALLOW + depth) * LEVEL)
-            .spawn_scoped(scope, || analyse_here(source));
-        thread
-            .ok()
-            .and_then(|thread| thread.join().ok())
-            .unwrap_or_else(unknown)
+            .spawn_scoped(scope, look);
+        thread.ok()?.join().ok()
     })
 }
 

@@ -30,6 +30,8 @@ struct Client {
     others: Vec<Value>,
     notes: usize,
     clears: bool,
+    /// Clients refuse a message that has come before.
+    seen: std::collections::BTreeSet<Bytes>,
 }
 
 impl Client {
@@ -41,17 +43,29 @@ impl Client {
         client
     }
 
+    fn clear(&mut self) {
+        let seen = std::mem::take(&mut self.seen);
+        *self = Self {
+            seen,
+            ..Self::default()
+        };
+    }
+
     fn gets(&mut self, message: &Message) {
+        assert!(
+            self.seen.insert(message.header.clone()),
+            "twice: {message:?}"
+        );
         let content: Value = message.parse_content().unwrap();
         if topic(message) == b"clear_output" {
             self.clears = content["wait"] == true;
             if !self.clears {
-                *self = Self::default();
+                self.clear();
             }
             return;
         }
         if std::mem::take(&mut self.clears) {
-            *self = Self::default();
+            self.clear();
         }
         match topic(message) {
             b"note" => self.notes += 1,

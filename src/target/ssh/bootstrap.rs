@@ -3,9 +3,12 @@
 //! The login shell may be any, and its start-up files may print; so all that is said to it is `exec sh -c '…'` with
 //! words that every shell takes alike, and answers are found by their mark.
 
-use cellferry_ssh::{Client, Exit, Process, SshError};
+use std::time::Duration;
+
+use cellferry_ssh::{Client, Ended, Exit, Process, SshError};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use super::agents::{self, Program};
 
@@ -14,6 +17,9 @@ const MARK: &str = "cellferry: ";
 
 /// How much a login shell may print before our own words, in bytes.
 const NOISE: u64 = 256 << 10;
+
+/// How long a command may take to end that says nothing more.
+const END: Duration = Duration::from_secs(2);
 
 /// The exit code of an agent's program that finds no agent to attach to.
 const NO_AGENT: u32 = 69;
@@ -36,6 +42,14 @@ pub enum BootstrapError {
     /// The link ended in the middle.
     #[error("the connection broke while the agent was started: {0}")]
     Broken(#[from] std::io::Error),
+    /// The agent's program cannot be read here.
+    #[error("`{path}` cannot be read: {source}")]
+    Program {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The shell did not do as it was told.
     #[error("the host's shell did not run the command; it said:\n{said}")]
     Shell {
@@ -93,7 +107,12 @@ pub async fn attach(
                 let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
                 (word.to_owned(), rest.to_owned())
             }
-            None => return Err(silent(process).await),
+            None => {
+                let mut said = Vec::new();
+                let stderr = &mut process.stderr;
+                let _ = stderr.take(NOISE).read_to_end(&mut said).await;
+                return Err(silent(&mut process.exit, &said).await);
+            }
         };
         match word.as_str() {
             "found" => return Ok(process),
@@ -116,7 +135,11 @@ pub async fn attach(
                 looked: looked.join(", "),
             });
         };
-        let bytes = tokio::fs::read(&program.path).await?;
+        let read = tokio::fs::read(&program.path).await;
+        let bytes = read.map_err(|source| BootstrapError::Program {
+            path: program.path.display().to_string(),
+            source,
+        })?;
         let mut stored = false;
         for place in PLACES {
             match store(client, place, program, &bytes).await? {
@@ -187,9 +210,12 @@ async fn store(
          then echo \"{MARK}stored\"; else rm -f \"$n\"; echo; echo \"{MARK}failed $d\"; fi"
     ));
     let Process {
-        mut stdin, stdout, ..
+        mut stdin,
+        stdout,
+        mut exit,
+        ..
     } = client.exec(&script).await?;
-    let mut said = String::new();
+    let mut said = Vec::new();
     let mut stdout = stdout.take(NOISE);
     let heard = {
         let sent = async {
@@ -199,13 +225,14 @@ async fn store(
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            heard = stdout.read_to_string(&mut said) => heard,
+            heard = stdout.read_to_end(&mut said) => heard,
             () = sent => Ok(0),
         }
     };
     heard?;
-    let Some((before, word)) = said.rsplit_once(MARK) else {
-        return Err(BootstrapError::Shell { said: tail(&said) });
+    let text = String::from_utf8_lossy(&said);
+    let Some((before, word)) = text.rsplit_once(MARK) else {
+        return Err(silent(&mut exit, &said).await);
     };
     Ok(match word.trim().strip_prefix("failed ") {
         Some(directory) => Err(format!(
@@ -241,15 +268,13 @@ async fn answer(stdout: &mut (impl AsyncRead + Unpin)) -> Result<Option<String>,
     Ok(None)
 }
 
-/// A shell that said nothing of ours: what it did say.
-async fn silent(mut process: Process) -> BootstrapError {
-    let mut said = Vec::new();
-    let _ = (&mut process.stderr)
-        .take(NOISE)
-        .read_to_end(&mut said)
-        .await;
-    BootstrapError::Shell {
-        said: tail(&String::from_utf8_lossy(&said)),
+/// A shell that said nothing of ours, but this: it did something else, or the link has ended.
+async fn silent(exit: &mut Ended, said: &[u8]) -> BootstrapError {
+    match timeout(END, exit.wait()).await {
+        Ok(Exit::Lost) => BootstrapError::Broken(std::io::ErrorKind::UnexpectedEof.into()),
+        _ => BootstrapError::Shell {
+            said: tail(&String::from_utf8_lossy(said)),
+        },
     }
 }
 

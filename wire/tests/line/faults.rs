@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cellferry_wire::protocol::{FromAgent, ToAgent};
-use cellferry_wire::{Connection, WireError};
+use cellferry_wire::{BUILD, Connection, WireError};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, timeout};
@@ -46,7 +46,7 @@ fn a_link_that_falls_silent_is_found() {
                 freeze: Some(bytes),
                 ..Way::default()
             };
-            let (_link, a, b) = Link::new(frozen(1000), frozen(110), 100);
+            let (_link, a, b) = Link::new(frozen(1000), frozen(130), 100);
             // Far more than goes through: the writer is stuck, too.
             kernel.sender.queue(shell(1, vec![noise(1 << 20, 1)]));
             let up = left.up();
@@ -263,8 +263,10 @@ async fn hear(bytes: &[u8]) -> (Result<(), WireError>, Option<Result<FromAgent, 
         .queue(shell(1, vec![Bytes::from_static(b"1 + 1")]));
     let (near, mut far): (_, DuplexStream) = tokio::io::duplex(1 << 20);
     let (reader, writer) = tokio::io::split(near);
-    let mut greeting =
-        b"Last login: today\n\0cellferry\n\0\0\0\x02\x01x\x01a conversation 1".to_vec();
+    let mut greeting = b"Last login: today\n\0cellferry\n\0\0\0\x03".to_vec();
+    greeting.push(u8::try_from(BUILD.len()).unwrap());
+    greeting.extend_from_slice(BUILD.as_bytes());
+    greeting.extend_from_slice(b"\x01a conversation 1");
     greeting.extend_from_slice(&[7; 16]);
     greeting.extend_from_slice(&[0; 16]);
     greeting.extend_from_slice(&1_u64.to_be_bytes());
