@@ -200,14 +200,12 @@ pub struct Agents {
     events: mpsc::UnboundedSender<FromLocation>,
 }
 
-/// Such targets can be defined and are checked; allocations are to come.
-fn no_slurm_yet(target: &str) -> Problem {
-    Problem::new(
-        "TargetError",
-        format!(
-            "target `{target}`: cells cannot run on targets of type `slurm` yet; use one of type `ssh` or `local`"
-        ),
-    )
+/// For a target of a type on which no cell can run yet.
+fn not_yet(target: &TargetName) -> Problem {
+    let error = ConfigError::NotYet {
+        name: target.to_string(),
+    };
+    Problem::new("TargetError", error.to_string())
 }
 
 impl Agents {
@@ -253,7 +251,7 @@ impl Agents {
                 pid: None,
             },
             Place::Ssh(ssh) => seat_there(&definition, ssh),
-            Place::Slurm(_) => return Err(no_slurm_yet(target)),
+            Place::Slurm(_) => return Err(not_yet(target)),
         };
         let spec = match &definition.place {
             Place::Local => {
@@ -278,7 +276,7 @@ impl Agents {
                     self.arrivals.clone(),
                     self.events.clone(),
                 )),
-                Place::Slurm(_) => return Err(no_slurm_yet(target)),
+                Place::Slurm(_) => return Err(not_yet(target)),
             };
             self.links.insert(target.clone(), link);
         }

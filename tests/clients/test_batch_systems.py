@@ -133,7 +133,7 @@ def test_steps_of_mpi_run_beside_the_agents(cluster, drive):
     """The agents hold no resource that steps want."""
     code = "from mpi4py import MPI; world = MPI.COMM_WORLD; print(world.allreduce(1), end=' ')"
     options = "--mpi=pmix --nodes=2 --ntasks=4 --ntasks-per-node=2 --cpus-per-task=1"
-    step = f"unset SLURM_CPU_BIND; OMPI_MCA_btl=self,vader,tcp srun {options} {cluster.python} -c \"{code}\""
+    step = f'unset SLURM_CPU_BIND; OMPI_MCA_btl=self,vader,tcp srun {options} {cluster.python} -c "{code}"'
     first = f"if [ $SLURM_NODEID = 0 ]; then {step} > ~/ranks 2> ~/complaints; touch ~/done; fi"
     batch = drive(nodes=2, cpus=2, time="00:05:00")
     job = batch.submit(["bash", "-c", f"{first}; until [ -e ~/done ]; do sleep 0.1; done"])
@@ -397,6 +397,45 @@ def test_a_submission_costs_little_and_a_job_starts_at_once(cluster, drive):
     ours = time.monotonic() - start
     batch.cancel(job)
     assert ours < 10 * slurm + 1, (ours, slurm)
+
+
+def test_however_many_jobs_are_followed_the_controller_is_asked_once_in_five_seconds(cluster, drive):
+    batch = drive(options={"hold": True})
+    jobs = [batch.submit() for _ in range(10)]
+
+    def asked():
+        """How often anybody has asked for jobs."""
+        lines = cluster.on("login", "sdiag").splitlines()
+        kinds = ("REQUEST_JOB_INFO ", "REQUEST_JOB_USER_INFO ", "REQUEST_JOB_INFO_SINGLE ")
+        found = [line.split("count:")[1].split()[0] for line in lines if line.strip().startswith(kinds)]
+        return sum(map(int, found))
+
+    before, start = asked(), time.monotonic()
+    for job in jobs:
+        batch.order("follow", job=job["job"])
+    heard = [batch.answer()["line"] for _ in jobs]
+    assert all("it is held, by you" in line for line in heard), heard
+    time.sleep(16)
+    times = asked() - before
+    assert 3 <= times <= 1 + (time.monotonic() - start) / 5, times
+    for job in jobs:
+        batch.order("cancel", job=job["job"])
+    over = set()
+    while len(over) < len(jobs):
+        over.add(batch.answer().get("over"))
+        over.discard(None)
+    for job in jobs:
+        batch.ask("remove", folder=job["folder"])
+
+
+def test_a_cell_on_a_cluster_is_refused_for_now(kernel, targets):
+    targets.define("big", type="slurm", login="nowhere.invalid")
+    run = kernel.run("1 + 1", {"workflow": {"target": "big"}})
+    assert run.status == "error" and "target `big`: cells cannot run on targets of type `slurm` yet" in run.error, run.error
+    targets.define("big", partitoin="x")
+    run = kernel.run("1 + 1", {"workflow": {"target": "big"}})
+    assert "unknown key; did you mean `partition`?" in run.error, run.error
+    assert kernel.run("1 + 1").ok().result == "2"
 
 
 def test_torque_commands(cluster, drive):

@@ -183,7 +183,7 @@ def test_check_knows_the_targets_of_each_notebook(call, targets, tmp_path):
     done = call("check", "a.ipynb", "deep/b.ipynb", "deep/c.ipynb", expect=1)
     assert done.stdout.count("error: ") == 2
     assert "a.ipynb: cell 2 (id cell-1) `2`: no target `near`" in done.stdout
-    assert "deep/c.ipynb: cell 2" in done.stdout and "type `slurm` are not supported yet" in done.stdout
+    assert "deep/c.ipynb: cell 2" in done.stdout and "cells cannot run on targets of type `slurm` yet" in done.stdout
     assert call("check", "deep/b.ipynb").stdout == "ok: 2 cells in 1 notebook, targets `left`, `near`\n"
 
 

@@ -212,7 +212,8 @@ pub fn waiting(code: &str) -> Option<Reason> {
 fn limit(code: &str) -> (Option<&'static str>, Option<&'static str>) {
     let has = |word: &str| code.contains(word);
     let account = code.starts_with("Assoc") || code.starts_with("QOS");
-    if !account && !(code.starts_with("Max") && has("PerAccount")) {
+    let accounts = code.starts_with("Max") && has("PerAccount");
+    if !account && !accounts {
         return (None, None);
     }
     if has("PerJob") || has("WallDuration") {
