@@ -4,7 +4,7 @@
 //! started it go: the next `attach` finds it again.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,8 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
@@ -30,7 +29,7 @@ const BUSY: Duration = Duration::from_secs(10);
 /// How long what the agent said last may take on its way out.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// How much is passed on at once, in bytes.
+/// How much is copied at once, in bytes.
 const BUFFER: usize = 1 << 18;
 
 /// How much a pipe should hold, in bytes: what Linux allows everybody.
@@ -211,56 +210,23 @@ fn relay(stream: &UnixStream) -> io::Result<u64> {
     Ok(copy(stream, &kernel_hears))
 }
 
-/// Passes on what comes until one end has nothing more to give or to take; returns how many bytes.
+/// Copies until one end has nothing more to give or to take.
 ///
-/// The system moves pages from a pipe to a socket and back, so nothing is copied. It holds the pipe meanwhile, and whoever is at
-/// its other end, so there must be something to move, and room for it, before it is asked to: sshd would stand still with it.
-fn copy(from: impl AsFd, to: impl AsFd) -> u64 {
-    let mut copied = 0;
-    loop {
-        let passed = wait(&from, PollFlags::POLLIN)
-            .and_then(|()| wait(&to, PollFlags::POLLOUT))
-            .and_then(|()| {
-                splice(
-                    &from,
-                    None,
-                    &to,
-                    None,
-                    BUFFER,
-                    SpliceFFlags::SPLICE_F_NONBLOCK,
-                )
-            });
-        match passed {
-            Ok(0) => return copied,
-            Ok(passed) => copied += passed as u64,
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            // Not every sshd has a pipe for us.
-            Err(Errno::EINVAL) if copied == 0 => return copy_through(&from, &to),
-            Err(_) => return copied,
-        }
-    }
-}
-
-fn wait(end: &impl AsFd, what: PollFlags) -> nix::Result<()> {
-    poll(&mut [PollFd::new(end.as_fd(), what)], PollTimeout::NONE).map(drop)
-}
-
-fn copy_through(from: &impl AsFd, to: &impl AsFd) -> u64 {
+/// Not by `io::copy`, which splices: that holds the pipe for as long as the socket is full, and sshd at the pipe's other end,
+/// which must never wait there, would hang.
+fn copy(mut from: impl Read, mut to: impl Write) -> u64 {
     let (mut buffer, mut copied) = (vec![0; BUFFER], 0);
     loop {
-        let read = match nix::unistd::read(from, &mut buffer) {
-            Ok(read) if read > 0 => read,
-            Err(Errno::EINTR) => continue,
-            _ => return copied,
-        };
-        let mut left = &buffer[..read];
-        while !left.is_empty() {
-            match nix::unistd::write(to, left) {
-                Ok(written) => left = &left[written..],
-                Err(Errno::EINTR) => {}
-                Err(_) => return copied,
+        match from.read(&mut buffer) {
+            Ok(0) => return copied,
+            Ok(read) => {
+                if to.write_all(&buffer[..read]).is_err() {
+                    return copied;
+                }
+                copied += read as u64;
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return copied,
         }
-        copied += read as u64;
     }
 }

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.cellferry, pytest.mark.timeout(200)]
 
 TIMES = int(os.environ.get("CELLFERRY_FAULTS", "2"))
 PASSING = [what for what in FAULTS if what not in LOSING]
+both = pytest.mark.parametrize("hosts", ["russh", "openssh"], indirect=True)
 turns = pytest.mark.parametrize("turn", range(TIMES))
 
 NODE1, NODE2 = on("node1"), on("node2")
@@ -65,6 +66,7 @@ def test_output_while_the_link_breaks(bed, hosts, kernel, what, turn):
     assert kernel.run("i", NODE1).ok().result == str(count - 1)
 
 
+@both
 @turns
 def test_a_link_that_breaks_again_while_it_is_mended(bed, hosts, kernel, turn):
     """At any moment of the login and of what follows it."""
@@ -82,6 +84,7 @@ def test_a_link_that_breaks_again_while_it_is_mended(bed, hosts, kernel, turn):
     assert set(final_notices(run)) <= {""}
 
 
+@both
 @pytest.mark.parametrize("what", ["cut", "drop"])
 def test_the_cell_says_that_the_link_is_lost(bed, hosts, kernel, what):
     kernel.run("import time", NODE1).ok()
@@ -187,6 +190,7 @@ def test_an_answer_and_an_interrupt_while_the_link_is_lost(bed, hosts, kernel):
     assert kernel.run("print(1)", NODE1).ok().text() == "1\n"
 
 
+@both
 def test_the_end_of_a_kernel_whose_host_is_out_of_reach(bed, hosts, start):
     """It does not wait for the host, whose agent ends by itself."""
     hosts.define("node1", patience="4s")
@@ -215,6 +219,7 @@ def test_a_host_that_does_not_return_is_lost(bed, hosts, kernel):
 # --- what runs there
 
 
+@both
 @turns
 @pytest.mark.parametrize("what", LOSING)
 def test_a_step_runs_again_where_its_worker_is_lost(bed, hosts, kernel, what, turn):
@@ -287,6 +292,7 @@ def test_a_worker_that_the_system_kills_for_its_memory(bed, hosts, kernel, turn)
 # --- the kernel
 
 
+@both
 @turns
 @pytest.mark.parametrize("what", ["idle", "printing", "sending", "out of reach"])
 def test_a_killed_kernel_leaves_nothing_on_any_host(bed, hosts, start, what, turn):

@@ -7,6 +7,7 @@ import pytest
 from client import on
 
 pytestmark = pytest.mark.cellferry
+both = pytest.mark.parametrize("hosts", ["russh", "openssh"], indirect=True)
 
 
 def where(kernel, target, timeout=60):
@@ -14,6 +15,7 @@ def where(kernel, target, timeout=60):
     return kernel.run("import socket; print(socket.gethostname())", on(target), timeout=timeout).ok().text().strip()
 
 
+@both
 def test_a_cell_runs_on_the_host_that_its_line_names(bed, hosts, kernel):
     kernel.run("a = [1, 2]\ndef twice(x): return [*x, *x]").ok()
     there = kernel.run("#| target: node1\nimport socket, os\nb = twice(a)\nprint(socket.gethostname(), os.getcwd())").ok()
@@ -28,6 +30,7 @@ def test_a_host_of_the_ssh_configuration_needs_no_definition(bed, kernel):
     assert "ssh node1 python3 -m pip install ipykernel" in failed.error
 
 
+@both
 @pytest.mark.parametrize("host", ["via-node2", "alice@{node2}:2222"])
 def test_ways_to_a_host(bed, hosts, kernel, host):
     if "{" in host:
@@ -37,6 +40,7 @@ def test_ways_to_a_host(bed, hosts, kernel, host):
     assert where(kernel, "far") == "node2"
 
 
+@both
 def test_output_is_live(bed, hosts, kernel):
     kernel.run("import time", on("node1")).ok()
     run = kernel.run("for i in range(3):\n    print('tick', i, flush=True)\n    time.sleep(0.4)", on("node1")).ok()
@@ -45,6 +49,7 @@ def test_output_is_live(bed, hosts, kernel):
     assert run.replied_at - run.arrival("tick 0") > 1.0
 
 
+@both
 def test_input_errors_and_interrupts(bed, hosts, kernel):
     kernel.run("import time", on("node1")).ok()
     assert kernel.run("print(input('name? '))", on("node1"), answers=["Ada"]).ok().text() == "Ada\n"
@@ -59,6 +64,7 @@ def test_input_errors_and_interrupts(bed, hosts, kernel):
     assert kernel.run("print(1)", on("node1")).ok().text() == "1\n"
 
 
+@both
 def test_large_values_go_there_and_back_and_from_host_to_host(bed, hosts, kernel):
     kernel.run("import numpy as np, hashlib\na = np.random.default_rng(1).integers(0, 255, 60_000_000, 'uint8')").ok()
     digest = "hashlib.sha256(memoryview({0})).hexdigest()"
@@ -70,6 +76,7 @@ def test_large_values_go_there_and_back_and_from_host_to_host(bed, hosts, kernel
     assert kernel.run(digest.format("b")).ok().result == there
 
 
+@both
 def test_hosts_of_every_kind(bed, hosts, kernel):
     """A login shell other than bash, start-up files that print, no programs from /tmp."""
     bed.shell("node1", "/bin/csh")
@@ -81,6 +88,7 @@ def test_hosts_of_every_kind(bed, hosts, kernel):
     assert where(kernel, "node2") == "node2"
 
 
+@both
 def test_a_home_that_is_nearly_full(bed, hosts, kernel):
     bed.small_home("node1", "100k")
     assert where(kernel, "node1") == "node1"
@@ -109,6 +117,7 @@ def test_setup_lines_come_first(bed, hosts, kernel):
     assert "setup failed" in failed.error and "module load nothing" in failed.error
 
 
+@both
 def test_hosts_that_cannot_be_reached_say_why(bed, hosts, kernel):
     hosts.define("nowhere", host="no-such-host.invalid")
     failed = kernel.run("1", on("nowhere"))
@@ -120,12 +129,14 @@ def test_hosts_that_cannot_be_reached_say_why(bed, hosts, kernel):
     assert where(kernel, "node1") == "node1"
 
 
+@both
 def test_a_changed_host_key_is_refused(bed, hosts, kernel):
     bed.new_host_key("node1")
     failed = kernel.run("1", on("node1"))
     assert "changed" in failed.error.lower() and "ssh-keygen" in failed.error and "known_hosts" in failed.error
 
 
+@both
 def test_a_password_is_asked_for_under_the_cell(bed, hosts, kernel):
     bed.sshd("node1", "PasswordAuthentication yes", "PubkeyAuthentication no")
     bed.password("node1", "open sesame")
@@ -135,6 +146,7 @@ def test_a_password_is_asked_for_under_the_cell(bed, hosts, kernel):
     assert "open sesame" not in said
 
 
+@both
 def test_a_client_that_cannot_be_asked_gets_an_error(bed, hosts, kernel):
     bed.sshd("node1", "PasswordAuthentication yes", "PubkeyAuthentication no")
     bed.password("node1", "open sesame")
@@ -142,6 +154,7 @@ def test_a_client_that_cannot_be_asked_gets_an_error(bed, hosts, kernel):
     assert failed.error.startswith("SshError:") and "node1" in failed.error
 
 
+@both
 def test_an_unknown_host_is_asked_about(bed, hosts, kernel):
     (bed.home / ".ssh/known_hosts").write_text("")
     run = kernel.send("print('in')", on("node1"), allow_stdin=True)
