@@ -157,7 +157,8 @@ fn has_room(file: &File, size: u64) -> io::Result<()> {
     if size > free {
         return Err(Errno::ENOSPC.into());
     }
-    Ok(())
+    // It takes no room, but a limit on the size of files shows.
+    file.set_len(size)
 }
 
 /// Reserves the room that a file needs, so that a full disk shows before gigabytes have been sent.
