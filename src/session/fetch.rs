@@ -63,7 +63,7 @@ impl Session {
                 return self.cannot_see(id, absent);
             }
             if begun {
-                return self.recover(id, seq, &absent);
+                return self.recover(id, seq, &absent, plan.everything);
             }
             let view = self.view(seq);
             if !absent
@@ -243,7 +243,7 @@ impl Session {
     }
 
     /// Nobody has these names: whoever has replaced them ahead of its turn is taken back.
-    fn recover(&mut self, id: RunId, seq: u64, absent: &BTreeSet<Name>) -> bool {
+    fn recover(&mut self, id: RunId, seq: u64, absent: &BTreeSet<Name>, everything: bool) -> bool {
         let later = self.replaced_by(seq, absent);
         if self.take_back_for_good(later) {
             return true;
@@ -251,7 +251,7 @@ impl Session {
         if self.workers.values().any(|worker| worker.dying.is_some()) {
             return false;
         }
-        self.remake(id, absent)
+        self.remake(id, absent, everything)
     }
 
     /// The runs after this place of program order that may have replaced one of the names where they run.

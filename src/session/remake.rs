@@ -59,7 +59,8 @@ pub(super) struct Unseen {
 
 impl Session {
     /// Nobody has these names, which a run wants that has its turn: makes the next of them again, or says why not.
-    pub(super) fn remake(&mut self, id: RunId, absent: &BTreeSet<Name>) -> bool {
+    /// `everything`: it wants them only because it may use any name.
+    pub(super) fn remake(&mut self, id: RunId, absent: &BTreeSet<Name>, everything: bool) -> bool {
         let Some(run) = self.runs.get(&id) else {
             return false;
         };
@@ -88,9 +89,13 @@ impl Session {
                 }
             }
         }
-        let fatal = gone
-            .iter()
-            .find(|(name, _)| run.cell.needed.must.contains(*name));
+        let Needed { must, may, .. } = &run.cell.needed;
+        // A name that is not there is an error when it is read, but a definition would come without what was set on it.
+        let is_fatal = |name: &Name| match definition_of(name) {
+            Some(defined) => !everything || must.contains(&defined) || may.contains(&defined),
+            None => must.contains(name),
+        };
+        let fatal = gone.iter().find(|(name, _)| is_fatal(name));
         if let Some((name, why)) = fatal {
             let problem = lost_value(name, self.ledger.lost(&view, name), why);
             self.refuse(id, problem);
@@ -421,13 +426,25 @@ fn needed(view: &Namespace) -> Needed {
     }
 }
 
+/// Of a name that stands for what was set on a definition since: that definition.
+fn definition_of(name: &Name) -> Option<Name> {
+    name.as_str().strip_suffix('.').map(Name::from)
+}
+
 fn lost_value(name: &Name, lost: Option<Lost>, why: &Gone) -> Problem {
-    let what = match lost {
-        Some(lost) => format!(
+    let what = match (definition_of(name), lost) {
+        (Some(name), lost) => {
+            let held_by = lost.map_or_else(|| "a target".to_owned(), |lost| lost.held_by);
+            format!(
+                "what cells have set on `{name}`, or changed in its default arguments, is lost: only the worker of {held_by} \
+                 held it, and that worker died; define `{name}` again"
+            )
+        }
+        (None, Some(lost)) => format!(
             "`{name}` ({}) is lost: only the worker of {} held it, and that worker died; run cell [{}] again, which made it",
             lost.type_name, lost.held_by, lost.made_by
         ),
-        None => {
+        (None, None) => {
             format!("`{name}` is lost: no worker has it any more; run the cell again that made it")
         }
     };

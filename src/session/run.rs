@@ -155,12 +155,12 @@ impl Problem {
     }
 }
 
+/// Names as a user knows them: what was set on a definition goes by the name of that.
 pub(super) fn list(names: &BTreeSet<Name>) -> String {
-    names
-        .iter()
-        .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    let known = names.iter().map(|name| name.as_str().trim_end_matches('.'));
+    let known: BTreeSet<&str> = known.collect();
+    let known: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
+    known.join(", ")
 }
 
 /// Where a run stands.

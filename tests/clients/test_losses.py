@@ -111,6 +111,18 @@ def test_what_is_no_step_is_not_run_again(kernel, ran):
     assert kernel.run("if base == 5:\n    y\nbase[0]").ok().result == "10"
 
 
+def test_a_definition_does_not_come_without_what_was_set_on_it(kernel):
+    kernel.run("def remember(v, kept=[]):\n    kept.append(v)\n    return kept", RIGHT).ok()
+    kernel.run("remember(globals().get('absent', 1))", LEFT).ok()
+    kill(kernel, LEFT)
+    for reader in ("remember(2)", "if 1 > 2:\n    remember(2)"):
+        error = kernel.run(reader).error
+        assert error.startswith("LostValue") and "`remember`" in error and "may use any name" in error, error
+    assert kernel.run("globals().get('absent')").ok()
+    kernel.run("def remember(v, kept=[]):\n    kept.append(v)\n    return kept").ok()
+    assert kernel.run("remember(2)", LEFT).ok().result == "[2]"
+
+
 def test_what_asked_for_input_is_not_asked_again(kernel):
     kernel.run("name = input('name? ')", LEFT, answers=["Ada"]).ok()
     kill(kernel, LEFT)
