@@ -1,8 +1,8 @@
 """A NumPy array of 1 GB from home to a far host, from there to home, and from one host to another, against `scp` of as many
 bytes; on the machine itself and over a link of 100 Mbit/s and 20 ms, there with 100 MB unless `--full` is given.
 
-Everything that `scp` reads and writes is in memory. A step's time is taken less that of a no-op step; a login of `scp` counts,
-as users wait for it, too. Noise does not compress, so neither side gains by that."""
+Everything that `scp` reads and writes is in memory. A step's time is taken less that of a no-op step, and that of `scp` less
+that of a login. Noise does not compress, so neither side gains by that."""
 
 import statistics
 import sys
@@ -27,6 +27,8 @@ def rate(size, seconds):
 def report(title, size, samples):
     """As `common.report`, of rates (more is better), against both peers."""
     mine, *others = (statistics.median(samples[name]) for name in ("ours", "scp", "same"))
+    login = statistics.median(samples["login"])
+    others = [other - login for other in others]
     ratios = [other / mine for other in others]
     held = min(ratios) >= BOUND
     print(
@@ -68,6 +70,9 @@ def links(title, bed, path, size, count):
     carrier = Carrier(bed, path, size)
     bytes_at_home = []
 
+    def login():
+        return seconds("ssh", "node1", "true")
+
     def across():
         carrier.kernel.seconds("0", "node2")
         before = bed.traffic()
@@ -83,6 +88,7 @@ def links(title, bed, path, size, count):
             ours=lambda: carrier.carried(None, "node1"),
             scp=lambda: seconds("scp", HERE, f"node1:{THERE}"),
             same=lambda: seconds("scp", *CIPHER, HERE, f"node1:{THERE}"),
+            login=login,
         )
         held = report(f"{what}, home to host", size, samples)
         samples = in_turn(
@@ -90,6 +96,7 @@ def links(title, bed, path, size, count):
             ours=lambda: carrier.carried("node1", None),
             scp=lambda: seconds("scp", f"node1:{THERE}", HERE),
             same=lambda: seconds("scp", *CIPHER, f"node1:{THERE}", HERE),
+            login=login,
         )
         held = report(f"{what}, host to home", size, samples) and held
         samples = in_turn(
@@ -97,6 +104,7 @@ def links(title, bed, path, size, count):
             ours=across,
             scp=lambda: seconds("ssh", "node1", f"scp {THERE} {bed.address('node2')}:{THERE}"),
             same=lambda: seconds("ssh", "node1", f"scp {' '.join(CIPHER)} {THERE} {bed.address('node2')}:{THERE}"),
+            login=lambda: seconds("ssh", "node1", f"ssh {bed.address('node2')} true"),
         )
         held = report(f"{what}, host to host", size, samples) and held
         share, grown = statistics.median(bytes_at_home) / size, carrier.most - carrier.before

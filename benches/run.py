@@ -4,12 +4,17 @@ import sys
 
 import analysis
 import carry
+import carry_far
+import interrupt_far
 import latency
+import latency_far
 import memory
 import overlap
 import plan
 import start
 
 if __name__ == "__main__":
-    results = [bench.main() for bench in (start, latency, carry, memory, overlap, plan, analysis)]
+    near = (start, latency, carry, memory, overlap, plan, analysis)
+    far = (latency_far, carry_far, interrupt_far)
+    results = [bench.main() for bench in (*near, *far)]
     sys.exit(not all(results))

@@ -29,6 +29,9 @@ const BUSY: Duration = Duration::from_secs(10);
 /// How long what the agent said last may take on its way out.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// How much is copied at once, in bytes.
+const BUFFER: usize = 1 << 18;
+
 /// How much a pipe should hold, in bytes: what Linux allows everybody.
 const PIPE: i32 = 1 << 20;
 
@@ -207,9 +210,23 @@ fn relay(stream: &UnixStream) -> io::Result<u64> {
     Ok(copy(stream, &kernel_hears))
 }
 
-/// Copies until one end has nothing more to give or to take. Between a pipe and a socket the system passes pages on
-/// (`splice`), so that nothing is really copied: for that, both must be of types that the standard library knows.
+/// Copies until one end has nothing more to give or to take.
+///
+/// Not by `io::copy`, which splices: that holds the pipe for as long as the socket is full, and sshd at the pipe's other end,
+/// which must never wait there, would hang.
 fn copy(mut from: impl Read, mut to: impl Write) -> u64 {
-    // How much had passed before an error is not told; it was something.
-    io::copy(&mut from, &mut to).unwrap_or(1)
+    let (mut buffer, mut copied) = (vec![0; BUFFER], 0);
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return copied,
+            Ok(read) => {
+                if to.write_all(&buffer[..read]).is_err() {
+                    return copied;
+                }
+                copied += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return copied,
+        }
+    }
 }

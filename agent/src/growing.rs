@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statvfs::fstatvfs;
 
 /// A file that is being written. Dropped before it is whole, it is removed. All of this may block.
 #[derive(Debug)]
@@ -23,7 +24,8 @@ pub struct Growing {
 impl Growing {
     /// A value of `size` bytes in the agent's own directory.
     pub fn segment(path: PathBuf, size: u64) -> Result<Self, String> {
-        Self::create(path.clone(), path, size)
+        let growing = Self::create(path.clone(), path)?;
+        growing.with_room(size, has_room)
     }
 
     /// A file of the user's, with the directories that it needs. It replaces one of its name only when it is whole.
@@ -32,7 +34,7 @@ impl Growing {
         if let Some(parent) = path.parent() {
             make_directories(parent)?;
         }
-        let growing = Self::create(now, path, size)?;
+        let growing = Self::create(now, path)?.with_room(size, reserve)?;
         growing
             .file
             .set_permissions(Permissions::from_mode(mode & 0o777))
@@ -40,24 +42,31 @@ impl Growing {
         Ok(growing)
     }
 
-    fn create(now: PathBuf, path: PathBuf, size: u64) -> Result<Self, String> {
+    fn create(now: PathBuf, path: PathBuf) -> Result<Self, String> {
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&now)
             .map_err(|error| format!("cannot make `{}`: {error}", path.display()))?;
-        let growing = Self {
+        Ok(Self {
             file,
             now,
             path,
-            left: size,
+            left: 0,
             whole: false,
-        };
-        reserve(&growing.file, size).map_err(|error| {
-            growing.cannot(&format!("make room for the {size} bytes of"), &error)
-        })?;
-        Ok(growing)
+        })
+    }
+
+    fn with_room(
+        mut self,
+        size: u64,
+        make: impl FnOnce(&File, u64) -> io::Result<()>,
+    ) -> Result<Self, String> {
+        make(&self.file, size)
+            .map_err(|error| self.cannot(&format!("make room for the {size} bytes of"), &error))?;
+        self.left = size;
+        Ok(self)
     }
 
     /// How many bytes are missing.
@@ -136,6 +145,20 @@ pub fn beside(path: &Path) -> Result<PathBuf, String> {
 pub fn make_directories(path: &Path) -> Result<(), String> {
     std::fs::create_dir_all(path)
         .map_err(|error| format!("cannot make the directory `{}`: {error}", path.display()))
+}
+
+/// Looks whether there is room for a value. To reserve it would take a quarter of a second for each gigabyte of shared memory,
+/// in which nothing could be written yet.
+fn has_room(file: &File, size: u64) -> io::Result<()> {
+    let system = fstatvfs(file)?;
+    let free = system
+        .blocks_available()
+        .saturating_mul(system.fragment_size());
+    if size > free {
+        return Err(Errno::ENOSPC.into());
+    }
+    // It takes no room, but a limit on the size of files shows.
+    file.set_len(size)
 }
 
 /// Reserves the room that a file needs, so that a full disk shows before gigabytes have been sent.

@@ -65,15 +65,13 @@ struct Mapping {
 impl Mapping {
     fn new(file: &File, offset: u64, length: NonZeroUsize) -> io::Result<Self> {
         let offset = offset.try_into().map_err(io::Error::other)?;
-        // All pages at once: else every 64 kB would be a page fault.
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
         // SAFETY: the system chooses the place, so nothing else is mapped over.
         let start = unsafe {
             mmap(
                 None,
                 length,
                 ProtFlags::PROT_READ,
-                flags,
+                MapFlags::MAP_SHARED,
                 file.as_fd(),
                 offset,
             )

@@ -468,11 +468,14 @@ fn remove(transfer: u64, agents: &Agents) {
         return;
     };
     let path = directory.join(transfer.to_string());
-    if let Err(error) = std::fs::remove_file(&path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!("cannot remove {}: {error}", path.display());
-    }
+    // To free a gigabyte of memory takes a while, which the cell need not wait for.
+    drop(tokio::task::spawn_blocking(move || {
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("cannot remove {}: {error}", path.display());
+        }
+    }));
 }
 
 /// 32 bytes that nobody can guess: two random UUIDs have 244 random bits.

@@ -63,7 +63,7 @@ def test_agent_starts_and_greets(agent, tmp_path):
         # It takes back what it said as the other side's greeting, and ends with its stdin.
         program, kind = running.stdout.read(hello[-1]), running.stdout.read(1)
         _, said = running.communicate(hello + program + kind, timeout=30)
-    assert re.fullmatch(r"\d+\.\d+\.\d+", program.decode())
+    assert re.fullmatch(r"\d+\.\d+\.\d+\+[0-9a-f]{8}", program.decode())
     assert running.returncode == 0, said
 
 

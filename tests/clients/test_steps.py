@@ -445,8 +445,8 @@ WRONG = {
     "when": ({"target": "left", "when": "x > 1"}, ["workflow.when", "not supported yet"]),
     "repeat": ({"target": "left", "repeat": {"while": "x", "max": 2}}, ["workflow.repeat", "not supported yet"]),
     "language": ({"target": "left", "language": "rust"}, ["workflow.language", "not supported yet"]),
-    "file input": (
-        {"target": "left", "step": {"in": [{"name": "t", "type": "file"}]}},
+    "environment": (
+        {"target": "left", "step": {"in": [{"name": "t", "type": "env"}]}},
         ["workflow.step.in", "not supported yet"],
     ),
 }

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use cellferry_wire::protocol::{Channel, FromAgent, Hello, ToAgent};
 use cellferry_wire::{Connection, Line, WireError};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::{Pid, geteuid, read};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Child;
 use tokio::time::timeout;
@@ -338,6 +340,34 @@ async fn a_worker_that_is_stopped_for_its_output_can_be_interrupted() {
         }
     }
     kernel.end(&hello).await;
+}
+
+/// As sshd does it, which serves all its channels from one thread.
+#[tokio::test]
+async fn who_reads_from_an_attach_that_has_nothing_to_say_is_not_held_up() {
+    let kernel = Kernel::new(1);
+    let mut process = kernel.command(false).spawn().unwrap();
+    let _stdin = process.stdin.take().unwrap();
+    let stdout = process.stdout.take().unwrap().into_owned_fd().unwrap();
+    fcntl(&stdout, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let stdout = std::sync::Arc::new(stdout);
+    let (mut greeted, mut silent) = (false, 0);
+    let reading = timeout(LIMIT / 4, async {
+        // It greets, and then waits for our greeting.
+        while silent < 20 {
+            let stdout = stdout.clone();
+            let read = tokio::task::spawn_blocking(move || read(&stdout, &mut [0; 4096]));
+            match read.await.unwrap() {
+                Ok(count) => greeted = count > 0,
+                Err(Errno::EAGAIN) => silent += i32::from(greeted),
+                Err(error) => panic!("{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let read = reading.await;
+    process.kill().await.unwrap();
+    assert!(read.is_ok(), "nothing came of a read after {silent}");
 }
 
 #[tokio::test]

@@ -12,17 +12,18 @@ use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::io::AsyncWrite;
 use tokio::sync::oneshot;
 
+use super::outbox::{Gate, Gated};
 use crate::process::{Ended, Exit, Feed, Process};
 
 /// Hands a channel on which a command runs to its user.
-pub(super) fn started(read: ChannelReadHalf, write: ChannelWriteHalf<Msg>) -> Process {
+pub(super) fn started(read: ChannelReadHalf, write: ChannelWriteHalf<Msg>, gate: Gate) -> Process {
     let (out, stdout) = Feed::new();
     let (complaints, stderr) = Feed::new();
     let (exit, ended) = oneshot::channel();
     let (input_dropped, no_more_input) = oneshot::channel();
     let (alive, gone) = oneshot::channel::<()>();
     let stdin = Input {
-        writer: Box::new(write.make_writer()),
+        writer: Box::new(Gated::new(write.make_writer(), gate)),
         gone: Box::pin(async {
             let _ = gone.await;
         }),

@@ -1,6 +1,7 @@
 //! Ssh spoken by russh.
 
 mod channel;
+mod outbox;
 mod watcher;
 
 use std::sync::{Arc, PoisonError};
@@ -18,6 +19,7 @@ use crate::dial::{self, ProxyCommand, Stream};
 use crate::error::SshError;
 use crate::host_key::{Confidence, Known};
 use crate::process::Process;
+use outbox::{Gate, Gated, Outbox};
 use watcher::{Clocked, WatcherError};
 pub(crate) use watcher::{Events, Watcher};
 
@@ -26,6 +28,8 @@ pub(crate) struct Link {
     host: String,
     handle: Handle<Watcher>,
     events: Arc<Events>,
+    /// Whether channels may take more.
+    gate: Gate,
     /// The hop that this connection goes through.
     via: Option<Box<Link>>,
     /// What the stream goes through.
@@ -135,6 +139,8 @@ async fn handshake<S: Stream + 'static>(
         what,
         limit,
     };
+    let gate = Gate::default();
+    let stream = Outbox::new(stream, gate.clone());
     let exchange = tokio::select! {
         exchange = client::connect_stream(config, stream, watcher) => exchange,
         () = events.stalled(limit) => return Err(timeout("finish the key exchange", limit)),
@@ -162,6 +168,7 @@ async fn handshake<S: Stream + 'static>(
         host: host.name.clone(),
         handle,
         events,
+        gate,
         via,
         _proxy: proxy,
     })
@@ -253,7 +260,7 @@ impl Link {
                 None => return Err(self.channel_error(russh::Error::Disconnect)),
             }
         }
-        Ok(channel::started(read, write))
+        Ok(channel::started(read, write, self.gate.clone()))
     }
 
     /// A stream from there to another host.
@@ -283,7 +290,7 @@ impl Link {
                 });
             }
         };
-        Ok(channel.into_stream())
+        Ok(Gated::new(channel.into_stream(), self.gate.clone()))
     }
 
     fn channel_error(&self, error: russh::Error) -> SshError {
