@@ -227,3 +227,28 @@ def test_on_the_login_node_itself(cluster):
     assert ast.literal_eval(done.cells[-1].outputs[0].text)[1] in cluster.nodes
     no_jobs(cluster)
     cluster.on("login", "rm -rf ~alice/work")
+
+
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_the_next_kernel_of_the_notebook_takes_the_allocation_over(cluster, slurm, kernel, how):
+    slurm()
+    kernel.run("x = 5", BIG).ok()
+    (job,) = open_jobs(cluster)
+    if how == "kill":
+        os.kill(kernel.pid, signal.SIGKILL)
+    kernel.manager.restart_kernel()
+    kernel.client.wait_for_ready(timeout=60)
+    run = kernel.run("'x' in globals()", BIG)
+    assert run.ok().result == "False"
+    assert open_jobs(cluster) == [job]
+    kernel.request("shutdown_request", {"restart": False}, channel="control")
+    no_jobs(cluster)
+
+
+def test_what_is_not_to_be_kept_ends_at_a_restart(cluster, slurm, kernel):
+    slurm(keep=False)
+    kernel.run("x = 5", BIG).ok()
+    (job,) = open_jobs(cluster)
+    kernel.manager.restart_kernel()
+    kernel.client.wait_for_ready(timeout=60)
+    assert job not in open_jobs(cluster)
