@@ -4,5 +4,6 @@ pub mod batch;
 pub mod config;
 pub mod home;
 pub mod launch;
+pub mod shape;
 pub mod shared;
 pub mod ssh;

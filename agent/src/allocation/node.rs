@@ -37,7 +37,8 @@ struct Wanted {
     stream: Box<dyn Stream>,
 }
 
-/// Serves until nobody has wanted the node for `patience`, or SIGTERM comes. What a conversation has begun ends with it.
+/// Serves until nobody has wanted the node for `patience`, or SIGTERM comes: whether the former. What a conversation has
+/// begun ends with it.
 ///
 /// # Errors
 /// If an agent cannot be set up on this machine.
@@ -45,20 +46,20 @@ pub async fn node(
     allocation: Allocation,
     number: u32,
     patience: Duration,
-) -> Result<(), AgentError> {
+) -> Result<bool, AgentError> {
     let (wanting, mut wanted) = mpsc::channel(1);
     let going = Going(tokio::spawn(go(allocation, number, wanting)));
     let mut signals = Signals::catch()?;
     let mut next: Option<Wanted> = None;
-    loop {
+    let forsaken = loop {
         let first = match next.take() {
             Some(first) => first,
             None => tokio::select! {
                 first = timeout(patience, wanted.recv()) => match first {
                     Ok(Some(first)) => first,
-                    _ => break,
+                    _ => break true,
                 },
-                () = signals.end() => break,
+                () = signals.end() => break false,
             },
         };
         let Some(conversation) = Attachment::conversation(&first.conversation) else {
@@ -90,11 +91,12 @@ pub async fn node(
         match end {
             End::Asked => {}
             End::Other(other) => next = other,
-            End::Signal | End::Forsaken => break,
+            End::Signal => break false,
+            End::Forsaken => break true,
         }
-    }
+    };
     drop(going);
-    Ok(())
+    Ok(forsaken)
 }
 
 /// Ends with its owner.

@@ -1,6 +1,8 @@
 //! Agents on the nodes of a batch job, reached through the gate. Here all are processes of one machine.
 
+use std::fs::DirBuilder;
 use std::io::Read;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -8,6 +10,7 @@ use cellferry_wire::protocol::{FromAgent, ToAgent};
 use cellferry_wire::{Connection, Line, WireError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 use crate::common::*;
@@ -39,8 +42,10 @@ impl Job {
         let directory = folder
             .path()
             .join(uuid::Uuid::new_v4().simple().to_string());
-        let made = agent_program().arg("allocate").arg(&directory).status();
-        assert!(made.unwrap().success());
+        DirBuilder::new().mode(0o700).create(&directory).unwrap();
+        std::fs::write(directory.join("secret"), uuid::Uuid::new_v4().to_string()).unwrap();
+        std::fs::write(directory.join("cancel"), "echo cancelled > \"$0.done\"").unwrap();
+        std::fs::copy(agent_program().get_program(), directory.join("agent")).unwrap();
         Self {
             _folder: folder,
             directory,
@@ -82,7 +87,16 @@ impl Job {
             process.stdout.take().unwrap(),
         );
         let line = kernel.line.clone();
-        let carrying = tokio::spawn(async move { line.carry(reader, writer).await });
+        let carrying = tokio::spawn(async move {
+            let mut reader = BufReader::new(reader);
+            let mut found = String::new();
+            while !found.ends_with("cellferry: found\n") {
+                if reader.read_line(&mut found).await? == 0 {
+                    return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+                }
+            }
+            line.carry(reader, writer).await
+        });
         Link { process, carrying }
     }
 
@@ -94,9 +108,10 @@ impl Job {
     /// Nothing is left once nobody has come for long enough.
     async fn ends(mut self) {
         for mut node in std::mem::take(&mut self.nodes) {
-            assert!(node.wait().await.unwrap().success());
+            assert_eq!(node.wait().await.unwrap().code(), Some(75));
         }
         eventually("the gate ends", || self.gates().is_empty()).await;
+        assert!(self.directory.join("cancel.done").exists());
     }
 }
 
