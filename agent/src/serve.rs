@@ -47,6 +47,21 @@ where
     Ok(())
 }
 
+/// Serves another agent over a byte stream until that ends, or asks for the end. Not until a signal comes: launchers send one to
+/// all ranks when one has died, and then it is the other agent that knows what to do.
+pub async fn follow<R, W>(reader: R, writer: W, guard: (&Path, &[&str])) -> Result<(), AgentError>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let served = Served::prepare(RunDir::make()?, guard)?;
+    let _signals = Signals::catch()?;
+    let connection = Connection::start(reader, writer).await?;
+    let over = std::future::ready(());
+    served.until(connection, std::future::pending(), over).await;
+    Ok(())
+}
+
 /// Why an agent has stopped serving a conversation.
 #[derive(Debug)]
 pub enum End<T> {

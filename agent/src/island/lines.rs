@@ -202,7 +202,10 @@ impl Lines {
             let stays = !own && ranks.iter().all(patient);
             for rank in &ranks {
                 if let Some(begun) = self.begun.get_mut(&(*rank, name)) {
-                    begun.unseen = begun.unseen.filter(|_| stays).map(|(since, _)| (since, now));
+                    begun.unseen = begun
+                        .unseen
+                        .filter(|_| stays)
+                        .map(|(since, _)| (since, now));
                 }
             }
             if !stays {
