@@ -28,7 +28,8 @@ use super::host::Host;
 use crate::session::{Gone, HOME, Problem, TargetName};
 use crate::target::config::{ConfigError, Place, Ssh, Target};
 use crate::target::home::{HomePython, home_python};
-use crate::target::launch;
+use crate::target::shape::Shape;
+use crate::target::{launch, ranks};
 
 /// How long agents have to end their workers and themselves.
 const END_LIMIT: Duration = Duration::from_secs(4);
@@ -91,8 +92,10 @@ pub struct Seat {
     python: String,
     /// How the user's own shell gets to where its commands run: empty on this machine, else `ssh HOST `.
     shell: String,
-    /// Its process, once it is up.
+    /// Its process, once it is up; an island has several, which cannot all copy from another's memory.
     pid: Option<u32>,
+    /// Whether it is an island of ranks.
+    island: bool,
 }
 
 /// The seat of a worker on a far host.
@@ -102,6 +105,7 @@ pub fn seat_there(target: &Target, ssh: &Ssh) -> Seat {
         python: launch::name_there(target),
         shell: format!("ssh {} ", ssh.host),
         pid: None,
+        island: false,
     }
 }
 
@@ -123,6 +127,7 @@ fn spec(target: &Target, argv: Vec<String>) -> WorkerSpec {
         argv,
         env: env.collect(),
         workdir,
+        ranks: None,
     }
 }
 
@@ -237,29 +242,38 @@ impl Agents {
         target: &TargetName,
         cells: &Cells,
     ) -> Result<(), Problem> {
-        let definition = cells.target(target).map_err(|error| match error {
+        let shape = Shape::parse(target);
+        let definition = cells.target(&shape.target).map_err(|error| match error {
             ConfigError::Unknown { .. } => {
                 Problem::new("TargetError", format!("`workflow.target`: {error}"))
             }
             error => Problem::new("TargetError", error.to_string()),
         })?;
-        let seat = match &definition.place {
+        let mut seat = match &definition.place {
             Place::Local => Seat {
                 target: target.clone(),
                 python: self.python_of(&definition)?,
                 shell: String::new(),
                 pid: None,
+                island: false,
             },
-            Place::Ssh(ssh) => seat_there(&definition, ssh),
+            Place::Ssh(ssh) => Seat {
+                target: target.clone(),
+                ..seat_there(&definition, ssh)
+            },
             Place::Slurm(_) => return Err(not_yet(target)),
         };
-        let spec = match &definition.place {
+        let mut spec = match &definition.place {
             Place::Local => {
                 let argv = launch::here(&definition, &seat.python, &**target == HOME);
                 spec(&definition, argv)
             }
             Place::Ssh(_) | Place::Slurm(_) => spec_there(&definition),
         };
+        if let Some(count) = shape.resources.ranks {
+            spec.ranks = Some(ranks::on_one_machine(&definition, count));
+            seat.island = true;
+        }
         self.workers.insert(worker, seat);
         self.prepare(target)?;
         if !self.links.contains_key(target) {
@@ -497,9 +511,10 @@ impl Agents {
         }
     }
 
-    /// The process of a worker on this machine.
+    /// The process of a worker on this machine, if it is one.
     pub fn pid(&self, worker: WorkerId) -> Option<u32> {
-        self.workers.get(&worker)?.pid
+        let seat = self.workers.get(&worker)?;
+        seat.pid.filter(|_| !seat.island)
     }
 
     /// Where a worker is.
@@ -589,8 +604,24 @@ impl Agents {
     }
 
     /// The error for a worker that died.
-    pub fn death_problem(&self, worker: WorkerId, exit: &Exit, stderr_tail: &str) -> Problem {
-        let target = self.workers.get(&worker).map_or("?", |seat| &*seat.target);
+    pub fn death_problem(
+        &self,
+        worker: WorkerId,
+        rank: Option<u32>,
+        exit: &Exit,
+        stderr_tail: &str,
+    ) -> Problem {
+        let seat = self.workers.get(&worker);
+        let target = seat.map_or("?", |seat| &*seat.target);
+        let who = match (rank, seat.is_some_and(|seat| seat.island)) {
+            (Some(rank), _) => format!("rank {rank} of `{target}` died"),
+            (None, true) => format!("what had started the ranks of `{target}` ended"),
+            (None, false) => format!("the worker of `{target}` died"),
+        };
+        let next = match seat.is_some_and(|seat| seat.island) {
+            true => "all ranks were ended, and new ones are started when they are needed",
+            false => "another one is started when it is needed",
+        };
         let words = stderr_tail.trim();
         let last = if words.is_empty() {
             String::new()
@@ -600,7 +631,7 @@ impl Agents {
         Problem::new(
             "WorkerDied",
             format!(
-                "the worker of `{target}` died ({exit}); another one is started when it is needed{last}"
+                "{who} ({exit}); {next}{last}"
             ),
         )
     }
