@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cellferry_agent::allocation::{Allocation, gate, node, reach};
 use cellferry_agent::attach::{AttachError, Attachment, inherited};
-use cellferry_agent::{AgentError, OWN_PROGRAM, guard, rank, serve};
+use cellferry_agent::{AgentError, OWN_PROGRAM, RunDir, guard, rank, serve};
 use cellferry_wire::BUILD;
 use tracing_subscriber::EnvFilter;
 
@@ -102,10 +102,18 @@ fn main() -> ExitCode {
             }
             _ => usage(),
         },
-        ["gate", "--allocation", directory, "--patience", patience, _] => match patience.parse() {
+        [
+            "gate",
+            "--allocation",
+            directory,
+            "--patience",
+            patience,
+            place,
+        ] => match patience.parse() {
             Ok(seconds) => run(serve_gate(
                 Allocation::at(directory),
                 Duration::from_secs(seconds),
+                RunDir::given(place.into()),
             )),
             Err(_) => usage(),
         },
@@ -168,10 +176,17 @@ fn run_to<T>(
     }
 }
 
-/// `gate`, as `reach` has started it.
-async fn serve_gate(allocation: Allocation, patience: Duration) -> Result<(), AgentError> {
-    let (callers, _lock) = inherited()?;
-    Ok(gate(&allocation, callers, patience).await?)
+/// `gate`, as `reach` has prepared it in `place`.
+async fn serve_gate(
+    allocation: Allocation,
+    patience: Duration,
+    place: RunDir,
+) -> Result<(), AgentError> {
+    let (callers, lock) = inherited()?;
+    let served = gate(&allocation, callers, patience).await;
+    drop(place);
+    drop(lock);
+    Ok(served?)
 }
 
 fn attach(attachment: &Attachment, existing: bool) -> ExitCode {

@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use super::arrivals::Arrivals;
 use super::carry::Machine;
 use super::cells::Cells;
+use super::cluster::{Clusters, JobNews};
 use super::far::{Far, LinkState};
 use super::files::{End, MODULES, Remote, Staged};
 use super::host::Host;
@@ -33,6 +34,9 @@ use crate::target::{launch, ranks};
 
 /// How long agents have to end their workers and themselves.
 const END_LIMIT: Duration = Duration::from_secs(4);
+
+/// How long the cancelling of jobs may take.
+const RELEASE_LIMIT: Duration = Duration::from_secs(4);
 
 /// How long a worker that is of no use has to end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -58,8 +62,11 @@ pub enum FromLocation {
     },
     /// Files have been brought for a worker, or could not be.
     Staged(WorkerId, Staged),
-    /// An agent has ended, or its location is lost: with what to tell of it.
-    AgentGone(TargetName, Problem),
+    /// An agent has ended, or its location is lost: with what to tell of it, and what it means for what ran there if that is
+    /// known.
+    AgentGone(TargetName, Problem, Option<Gone>),
+    /// What becomes of an allocation.
+    Job(TargetName, JobNews),
     /// The link to a far agent dropped, or is back.
     Link(TargetName, LinkState),
     /// A far host asks something that only the user knows; dropped if there is nobody to ask.
@@ -88,6 +95,8 @@ enum Link {
 #[derive(Debug)]
 pub struct Seat {
     target: TargetName,
+    /// The location of its agent: the target itself, unless that has several.
+    location: TargetName,
     /// What the user calls its Python.
     python: String,
     /// How the user's own shell gets to where its commands run: empty on this machine, else `ssh HOST `.
@@ -102,6 +111,7 @@ pub struct Seat {
 pub fn seat_there(target: &Target, ssh: &Ssh) -> Seat {
     Seat {
         target: target.name.as_str().into(),
+        location: target.name.as_str().into(),
         python: launch::name_there(target),
         shell: format!("ssh {} ", ssh.host),
         pid: None,
@@ -202,15 +212,8 @@ pub struct Agents {
     run_dir: Option<RunDir>,
     segments: Option<RunDir>,
     guard: Option<Guard>,
+    clusters: Clusters,
     events: mpsc::UnboundedSender<FromLocation>,
-}
-
-/// For a target of a type on which no cell can run yet.
-fn not_yet(target: &TargetName) -> Problem {
-    let error = ConfigError::NotYet {
-        name: target.to_string(),
-    };
-    Problem::new("TargetError", error.to_string())
 }
 
 impl Agents {
@@ -230,6 +233,7 @@ impl Agents {
             run_dir: None,
             segments: None,
             guard: None,
+            clusters: Clusters::default(),
             events,
         };
         (agents, inbox)
@@ -243,15 +247,18 @@ impl Agents {
         cells: &Cells,
     ) -> Result<(), Problem> {
         let shape = Shape::parse(target);
-        let definition = cells.target(&shape.target).map_err(|error| match error {
+        let wrong = |error: ConfigError| match error {
             ConfigError::Unknown { .. } => {
                 Problem::new("TargetError", format!("`workflow.target`: {error}"))
             }
             error => Problem::new("TargetError", error.to_string()),
-        })?;
+        };
+        let definition = cells.target(&shape.target).map_err(wrong)?;
+        let mut node = None;
         let mut seat = match &definition.place {
             Place::Local => Seat {
                 target: target.clone(),
+                location: definition.name.as_str().into(),
                 python: self.python_of(&definition)?,
                 shell: String::new(),
                 pid: None,
@@ -261,38 +268,70 @@ impl Agents {
                 target: target.clone(),
                 ..seat_there(&definition, ssh)
             },
-            Place::Slurm(_) => return Err(not_yet(target)),
+            Place::Slurm(slurm) => {
+                let login = cells.login(&definition, slurm).map_err(wrong)?;
+                let shell = match &login {
+                    Some(ssh) => format!("ssh {} ", ssh.host),
+                    None => String::new(),
+                };
+                self.prepare(target)?;
+                let run_dir = self.run_dir.as_ref().map(|dir| dir.path().to_owned());
+                let place = (&definition, &**slurm, login);
+                let workers = &self.workers;
+                let load = |location: &TargetName| {
+                    let there = |seat: &&Seat| seat.location == *location;
+                    workers.values().filter(there).count()
+                };
+                let clusters = &mut self.clusters;
+                let found = clusters.node(place, &shape, run_dir, &self.events, load);
+                let seat = Seat {
+                    target: target.clone(),
+                    location: found.location.clone(),
+                    python: launch::name_there(&definition),
+                    shell,
+                    pid: None,
+                    island: false,
+                };
+                node = Some(found);
+                seat
+            }
         };
         let mut spec = match &definition.place {
             Place::Local => {
                 let argv = launch::here(&definition, &seat.python, &**target == HOME);
                 spec(&definition, argv)
             }
-            Place::Ssh(_) | Place::Slurm(_) => spec_there(&definition),
+            Place::Ssh(_) => spec_there(&definition),
+            // The job has run the setup before the agent, which hands its environment on.
+            Place::Slurm(_) => spec_there(&Target {
+                setup: None,
+                ..definition.clone()
+            }),
         };
         if let Some(count) = shape.resources.ranks {
             spec.ranks = Some(ranks::on_one_machine(&definition, count));
             seat.island = true;
         }
+        let location = seat.location.clone();
         self.workers.insert(worker, seat);
         self.prepare(target)?;
-        if !self.links.contains_key(target) {
-            let link = match &definition.place {
-                Place::Local if &**target == HOME => self.here()?,
-                Place::Local => self.process(target).await?,
-                Place::Ssh(ssh) => Link::Far(Far::start(
-                    Host {
-                        target: target.clone(),
+        if !self.links.contains_key(&location) {
+            let (arrivals, events) = (self.arrivals.clone(), self.events.clone());
+            let link = match (&definition.place, node) {
+                (Place::Local, _) if &*location == HOME => self.here()?,
+                (Place::Ssh(ssh), _) => {
+                    let host = Host {
+                        target: location.clone(),
                         ssh: ssh.clone(),
                         run_dir: self.run_dir.as_ref().map(|dir| dir.path().to_owned()),
-                        events: self.events.clone(),
-                    },
-                    self.arrivals.clone(),
-                    self.events.clone(),
-                )),
-                Place::Slurm(_) => return Err(not_yet(target)),
+                        events: events.clone(),
+                    };
+                    Link::Far(Far::start(host, arrivals, events))
+                }
+                (_, Some(node)) => Link::Far(Far::start(node, arrivals, events)),
+                _ => self.process(&location).await?,
             };
-            self.links.insert(target.clone(), link);
+            self.links.insert(location, link);
         }
         self.send(worker, ToAgent::StartWorker { worker, spec });
         Ok(())
@@ -399,7 +438,7 @@ impl Agents {
                     "the agent of `{target}` died, and its workers with it; the next cell on `{target}` starts a new one"
                 ),
             );
-            let _ = events.send(FromLocation::AgentGone(target, problem));
+            let _ = events.send(FromLocation::AgentGone(target, problem, None));
         });
         Ok(Link::Process { sender, child })
     }
@@ -407,9 +446,9 @@ impl Agents {
     /// Sends a command to the agent of a worker.
     pub fn send(&mut self, worker: WorkerId, command: ToAgent) {
         if let Some(seat) = self.workers.get(&worker) {
-            let target = seat.target.clone();
+            let location = seat.location.clone();
             // A worker whose agent is gone is told as gone by an event of its own.
-            let _ = self.tell(&target, command);
+            let _ = self.tell(&location, command);
         }
     }
 
@@ -440,11 +479,19 @@ impl Agents {
         matches!(self.links.get(target), Some(Link::Far(_))) && !self.hellos.contains_key(target)
     }
 
+    /// The far host of a worker, if it has not said anything yet, unless the host is a node of an allocation: for that its
+    /// job is waited for.
+    pub fn connecting_to(&self, worker: WorkerId) -> Option<TargetName> {
+        let location = &self.workers.get(&worker)?.location;
+        let connecting = self.is_connecting(location) && self.allocation_of(location).is_none();
+        connecting.then(|| location.clone())
+    }
+
     /// The machine that a worker is on.
     pub fn machine(&self, worker: WorkerId) -> Option<Machine> {
-        let target = &self.workers.get(&worker)?.target;
-        Some(match self.links.get(target)? {
-            Link::Far(_) => Machine::Far(target.clone()),
+        let location = &self.workers.get(&worker)?.location;
+        Some(match self.links.get(location)? {
+            Link::Far(_) => Machine::Far(location.clone()),
             Link::Here(_) | Link::Process { .. } => Machine::Home,
         })
     }
@@ -469,10 +516,10 @@ impl Agents {
 
     /// The files of the far host that a worker is on.
     pub fn remote(&self, worker: WorkerId) -> Option<Remote> {
-        let target = &self.workers.get(&worker)?.target;
-        match self.links.get(target)? {
+        let location = &self.workers.get(&worker)?.location;
+        match self.links.get(location)? {
             Link::Far(far) => Some(Remote::new(
-                target.clone(),
+                location.clone(),
                 far.sender.clone(),
                 far.answers.clone(),
             )),
@@ -482,7 +529,8 @@ impl Agents {
 
     /// Between what files go for a worker whose working directory is `folder`: home, and where it is.
     pub fn ends(&self, worker: WorkerId, folder: String, home: String) -> Option<(End, End)> {
-        let target = &self.workers.get(&worker)?.target;
+        // Of the target, not its shape: that is what `[[shared]]` names.
+        let target = Shape::parse(&self.workers.get(&worker)?.target).target;
         let remote = self.remote(worker);
         let here = End {
             target: HOME.into(),
@@ -491,7 +539,7 @@ impl Agents {
             remote: None,
         };
         let there = End {
-            target: target.clone(),
+            target: target.into(),
             base: folder,
             home,
             remote,
@@ -517,6 +565,24 @@ impl Agents {
         seat.pid.filter(|_| !seat.island)
     }
 
+    /// Whether a worker is at a location, or on a node of an allocation.
+    pub fn is_at(&self, worker: WorkerId, place: &TargetName) -> bool {
+        let seat = self.workers.get(&worker);
+        seat.is_some_and(|seat| {
+            seat.location == *place || self.clusters.allocation_of(&seat.location) == Some(place)
+        })
+    }
+
+    /// The allocation that a location is a node of.
+    pub fn allocation_of(&self, location: &TargetName) -> Option<TargetName> {
+        self.clusters.allocation_of(location).cloned()
+    }
+
+    /// The allocations of batch systems.
+    pub fn clusters(&mut self) -> &mut Clusters {
+        &mut self.clusters
+    }
+
     /// Where a worker is.
     pub fn target(&self, worker: WorkerId) -> Option<&TargetName> {
         self.workers.get(&worker).map(|seat| &seat.target)
@@ -526,10 +592,11 @@ impl Agents {
     pub fn agent_gone(&mut self, target: &TargetName) -> Vec<WorkerId> {
         self.links.remove(target);
         self.hellos.remove(target);
+        self.clusters.lost(target);
         let of_target = self
             .workers
             .iter()
-            .filter(|(_, seat)| seat.target == *target);
+            .filter(|(_, seat)| seat.location == *target);
         of_target.map(|(worker, _)| *worker).collect()
     }
 
@@ -628,12 +695,7 @@ impl Agents {
         } else {
             format!("; its last words:\n{words}")
         };
-        Problem::new(
-            "WorkerDied",
-            format!(
-                "{who} ({exit}); {next}{last}"
-            ),
-        )
+        Problem::new("WorkerDied", format!("{who} ({exit}); {next}{last}"))
     }
 
     /// The error for a worker in which the helper cannot be installed.
@@ -661,10 +723,14 @@ impl Agents {
         )
     }
 
-    /// Ends all agents and their workers, and removes all files.
-    pub async fn shutdown(self) {
+    /// Ends all agents and their workers, and removes all files. Allocations are given back, or left to the next kernel if it
+    /// `restarts` and they may be kept.
+    pub async fn shutdown(self, restarts: bool) {
         let mut endings = Vec::new();
-        for link in self.links.into_values() {
+        for (location, link) in self.links {
+            // One that has not come yet cannot be told to end; its job is ended.
+            let is_waiting = !self.hellos.contains_key(&location);
+            let of_job = self.clusters.allocation_of(&location).is_some();
             endings.push(async move {
                 match link {
                     Link::Here(agent) => agent.shutdown().await,
@@ -673,15 +739,20 @@ impl Agents {
                         sender.finish();
                         let _ = child.wait().await;
                     }
+                    Link::Far(_) if of_job && is_waiting => {}
                     Link::Far(far) => far.shutdown().await,
                 }
             });
         }
-        if timeout(END_LIMIT, futures::future::join_all(endings))
+        let ended = timeout(END_LIMIT, futures::future::join_all(endings));
+        if ended.await.is_err() {
+            tracing::warn!("not all workers ended in time; they are killed");
+        }
+        if timeout(RELEASE_LIMIT, self.clusters.end(restarts))
             .await
             .is_err()
         {
-            tracing::warn!("not all workers ended in time; they are killed");
+            tracing::warn!("not all jobs could be cancelled; they end by their patience");
         }
         // The guard kills what is left; then the directories go.
         drop(self.guard);

@@ -16,7 +16,8 @@ use crate::name::Name;
 use crate::notebook::{self, FileCell, Notebook, Parent, locate};
 use crate::session::{Asked, Cell, GENERATORS, HOME, Problem, Request, TargetName};
 use crate::spelling::near;
-use crate::target::config::{ConfigError, Target, Targets};
+use crate::target::config::Slurm;
+use crate::target::config::{ConfigError, Ssh, Target, Targets};
 use crate::target::shape::Shape;
 
 /// What stands in the source of a cell that sets the state of a generator that all code shares to something
@@ -154,6 +155,12 @@ impl Cells {
             Err(_) if name == HOME => Targets::default().get(name),
             Err(error) => Err(error),
         }
+    }
+
+    /// The host on which the commands of a cluster are run; `None` for this machine.
+    pub fn login(&self, target: &Target, slurm: &Slurm) -> Result<Option<Ssh>, ConfigError> {
+        self.targets()?
+            .login(&target.name, slurm, target.defined_in.as_deref())
     }
 
     /// All targets, as the configuration says now.

@@ -6,6 +6,7 @@ mod agents;
 mod arrivals;
 mod carry;
 mod cells;
+mod cluster;
 mod comms;
 mod far;
 mod files;
@@ -45,6 +46,7 @@ use self::again::Again;
 use self::agents::{Agents, FromLocation};
 use self::carry::{Carried, Machine};
 use self::cells::Cells;
+use self::cluster::JobNews;
 use self::comms::Comms;
 use self::far::LinkState;
 use self::files::{Modules, Staging};
@@ -409,7 +411,7 @@ impl Driver {
     fn ask(&mut self) {
         let mut later = Vec::new();
         for waiting in std::mem::take(&mut self.questions.waiting) {
-            let Some(asked) = self.session.asked_on(&waiting.target).into_iter().next() else {
+            let Some(asked) = self.waiting_at(&waiting.target).into_iter().next() else {
                 later.push(waiting);
                 continue;
             };
@@ -435,10 +437,35 @@ impl Driver {
         self.questions.waiting.extend(later);
     }
 
+    /// The cells that wait for something at a location, or on a node of an allocation.
+    fn waiting_at(&self, place: &TargetName) -> Vec<Arc<Asked>> {
+        self.session
+            .asked_at(|worker| self.agents.is_at(worker, place))
+    }
+
+    /// What becomes of an allocation.
+    fn job(&mut self, allocation: &TargetName, news: JobNews) {
+        match news {
+            JobNews::Waits(text) => {
+                self.notices
+                    .waits(allocation, Wait::Job(text), Instant::now());
+                self.notice();
+            }
+            JobNews::Runs(text) => self.settled(allocation, &text),
+            JobNews::Ended => self.over(allocation),
+        }
+    }
+
+    /// Cells need not wait for an allocation any more: the notices stay, with what has come of it.
+    fn settled(&mut self, allocation: &TargetName, text: &str) {
+        let notices = self.notices.settled(allocation, text, &self.author);
+        notices.into_iter().for_each(|notice| self.publish(notice));
+    }
+
     /// Shows how long cells have been waiting for hosts.
     fn notice(&mut self) {
         for target in self.notices.targets() {
-            let cells = self.session.asked_on(&target);
+            let cells = self.waiting_at(&target);
             let notices = self.notices.show(&target, &cells, &self.author);
             notices.into_iter().for_each(|notice| self.publish(notice));
         }
@@ -511,14 +538,15 @@ impl Driver {
                     self.gone(worker, problem.clone(), Gone::NotStarted).await;
                 }
             }
-            FromLocation::AgentGone(target, problem) => {
+            FromLocation::Job(allocation, news) => self.job(&allocation, news),
+            FromLocation::AgentGone(target, problem, how) => {
                 tracing::info!("the agent of `{target}` is gone: {}", problem.evalue);
                 // What was never there is not lost.
-                let how = if self.agents.is_connecting(&target) {
+                let how = how.unwrap_or(if self.agents.is_connecting(&target) {
                     Gone::NotStarted
                 } else {
                     Gone::LocationLost
-                };
+                });
                 self.over(&target);
                 self.modules.lost(&target);
                 let carried = self.values.files.lost(&target);
@@ -528,6 +556,9 @@ impl Driver {
                 self.carried(carried).await;
             }
             FromLocation::Message(target, FromAgent::Hello(hello)) => {
+                if let Some(allocation) = self.agents.allocation_of(&target) {
+                    self.settled(&allocation, &format!("{target} is {}", hello.hostname));
+                }
                 self.agents.hello(&target, hello);
                 self.over(&target);
             }
@@ -555,7 +586,7 @@ impl Driver {
             }
             FromLocation::Tell(target, text) => {
                 tracing::info!("`{target}`: {text}");
-                if let Some(asked) = self.session.asked_on(&target).first() {
+                if let Some(asked) = self.waiting_at(&target).first() {
                     let content =
                         json!({"name": "stderr", "text": format!("{}\n", text.trim_end())});
                     self.publish(
@@ -898,9 +929,8 @@ impl Driver {
                 if let Err(problem) = self.agents.start(worker, &target, &self.cells).await {
                     // Not from within the session's own turn: as an event of its own.
                     self.agents.report(worker, problem);
-                } else if self.agents.is_connecting(&target) {
-                    self.notices
-                        .waits(&target, Wait::Connecting, Instant::now());
+                } else if let Some(host) = self.agents.connecting_to(worker) {
+                    self.notices.waits(&host, Wait::Connecting, Instant::now());
                 }
             }
             Effect::Status(asked, state) => self.status(&asked, state),
@@ -1142,7 +1172,9 @@ impl Driver {
     }
 
     async fn end(mut self) {
+        let mut restarts = false;
         if let Some(Ending::Asked(incoming, restart)) = self.ending.take() {
+            restarts = restart;
             let content = json!({"status": "ok", "restart": restart});
             let mut reply =
                 self.author
@@ -1151,7 +1183,7 @@ impl Driver {
             reply.identities = incoming.message.identities.clone();
             self.outbox.send(incoming.channel, reply);
         }
-        self.agents.shutdown().await;
+        self.agents.shutdown(restarts).await;
         self.outbox.flush(FLUSH).await;
     }
 }

@@ -273,13 +273,9 @@ impl Session {
         self.runs.get(&run).is_some_and(again)
     }
 
-    /// The cells that a client has asked for and that wait for the target: for one of its workers, for a value that one
+    /// The cells that a client has asked for and that wait for a place: for a worker that is there, for a value that one
     /// holds, or for what is made again there.
-    pub fn asked_on(&self, target: &TargetName) -> Vec<Arc<Asked>> {
-        let is_there = |worker: WorkerId| {
-            let worker = self.workers.get(&worker);
-            worker.is_some_and(|worker| worker.target == *target)
-        };
+    pub fn asked_at(&self, is_there: impl Fn(WorkerId) -> bool) -> Vec<Arc<Asked>> {
         let waits = |run: &Run| {
             let pending = match &run.state {
                 State::Waiting | State::Finished(_) => return false,
@@ -291,7 +287,7 @@ impl Session {
             let making = run.remade.making();
             let made_by = making.and_then(|id| self.runs.get(&id)?.state.worker());
             let own = run.state.worker();
-            own.into_iter().chain(made_by).chain(holders).any(is_there)
+            own.into_iter().chain(made_by).chain(holders).any(&is_there)
         };
         self.in_order()
             .filter_map(|id| self.runs.get(&id))

@@ -168,14 +168,6 @@ pub enum ConfigError {
         /// What is wrong, and the nearest valid word.
         problem: String,
     },
-    /// Such targets can be defined and are checked; allocations are to come.
-    #[error(
-        "target `{name}`: cells cannot run on targets of type `slurm` yet; use one of type `ssh` or `local`"
-    )]
-    NotYet {
-        /// The target's name.
-        name: String,
-    },
     /// Nobody defines the target.
     #[error("no target `{name}`{hint}; {looked}")]
     Unknown {
@@ -241,17 +233,6 @@ impl Target {
             workdir: None,
             workers: NonZeroU32::MIN,
             env: BTreeMap::new(),
-        }
-    }
-
-    /// The target, if cells can run there.
-    ///
-    /// # Errors
-    /// If it is of a type of which that is still to come.
-    pub fn runnable(self) -> Result<Self, ConfigError> {
-        match self.place {
-            Place::Slurm(_) => Err(ConfigError::NotYet { name: self.name }),
-            Place::Local | Place::Ssh(_) => Ok(self),
         }
     }
 

@@ -190,10 +190,18 @@ mod tests {
             "/s",
         );
         let line = plain.launcher.join(" ");
-        assert!(!line.contains("--mpi") && !line.contains("--nodes"), "{line}");
+        assert!(
+            !line.contains("--mpi") && !line.contains("--nodes"),
+            "{line}"
+        );
         let step = needs(serde_json::json!({"ranks": 5, "nodes": 2}));
         let five = NonZeroU32::new(5).unwrap();
         let ranks = in_allocation(&target, &Mpi::Mpirun, five, &step, "/s");
-        assert!(ranks.launcher.join(" ").ends_with("mpirun -n 5 -npernode 3"));
+        assert!(
+            ranks
+                .launcher
+                .join(" ")
+                .ends_with("mpirun -n 5 -npernode 3")
+        );
     }
 }

@@ -23,8 +23,8 @@ const GREETING: Duration = Duration::from_secs(5);
 /// How often a node that waits hears that the gate is still there.
 pub(super) const WORD: Duration = Duration::from_secs(10);
 
-/// How often the gate looks whether those are still there who want a node that has not come.
-const LOOK_FOR_CALLERS: Duration = Duration::from_secs(5);
+/// How often the gate looks whether its allocation is still there, and those who want a node that has not come.
+const LOOK_AROUND: Duration = Duration::from_secs(2);
 
 /// How often the gate looks for new mailboxes.
 const LOOK: Duration = Duration::from_millis(500);
@@ -98,7 +98,7 @@ pub async fn gate(
     let mut nodes: HashMap<u32, Node> = HashMap::new();
     let mut tasks = JoinSet::new();
     let mut used = Instant::now();
-    let mut looks = interval(LOOK_FOR_CALLERS);
+    let mut looks = interval(LOOK_AROUND);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         if nodes.values().any(Node::is_used) {
@@ -112,7 +112,13 @@ pub async fn gate(
                 }
             },
             Some(_) = tasks.join_next() => {}
-            _ = looks.tick() => nodes.values_mut().for_each(Node::look),
+            _ = looks.tick() => {
+                nodes.values_mut().for_each(Node::look);
+                if !allocation.is_there() {
+                    // It was given back.
+                    return Ok(());
+                }
+            }
             () = sleep_until(used + patience) => break,
         }
     }

@@ -81,6 +81,11 @@ impl Allocation {
             .create(self.mail())
     }
 
+    /// Whether anybody still needs it: its directory goes with it.
+    fn is_there(&self) -> bool {
+        !matches!(self.directory.join(SECRET).try_exists(), Ok(false))
+    }
+
     /// Ends the job, if it is known how.
     async fn cancel(&self) {
         let script = self.directory.join(CANCEL);

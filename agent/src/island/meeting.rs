@@ -24,6 +24,9 @@ use crate::files::expand;
 use crate::group::Group;
 use crate::worker::{Command, START_LIMIT, stopped};
 
+/// Tells a rank's worker that it is one: it hands on what is printed sooner, so that what all print comes together.
+const RANK: &str = "CELLFERRY_RANK";
+
 /// How many may be at the port who have not proved that they know the secret. Others wait in the system's queue.
 const STRANGERS: usize = 64;
 
@@ -299,10 +302,9 @@ async fn up(
     } = Connection::<ToAgent, FromAgent>::start(reader, writer)
         .await
         .map_err(|error| lost(error.to_string()))?;
-    sender.queue(ToAgent::StartWorker {
-        worker,
-        spec: spec.clone(),
-    });
+    let mut spec = spec.clone();
+    spec.env.push((RANK.to_owned(), visit.rank.to_string()));
+    sender.queue(ToAgent::StartWorker { worker, spec });
     let mut hello = None;
     loop {
         match receiver.recv().await {

@@ -16,11 +16,12 @@ use super::lines::{HOLD, shown};
 /// of MPI cannot be interrupted.
 pub const GRACE: Duration = Duration::from_secs(3);
 
-/// When the others are interrupted, after the first has failed: an interrupt just before the code begins is lost.
+/// When the others are interrupted, after the first has failed: they may be about to fail in the same way, and an interrupt just
+/// before the code begins is lost.
 const INTERRUPTS: [Duration; 3] = [
-    Duration::ZERO,
-    Duration::from_millis(500),
-    Duration::from_millis(1500),
+    HOLD,
+    Duration::from_millis(600),
+    Duration::from_millis(1600),
 ];
 
 /// What is done with something that a rank said.
@@ -226,7 +227,9 @@ impl Round {
         if self.given_up && !over {
             return Some(Due::GiveUp);
         }
-        let open: Vec<usize> = self.open().into_iter().collect();
+        // Who has failed, too, is about to end.
+        let running = |rank: &usize| self.parts[*rank].error.is_none();
+        let open: Vec<usize> = self.open().into_iter().filter(running).collect();
         let failed = self.failed.as_mut()?;
         if !failed.shown && (over || failed.since + HOLD <= now) {
             failed.shown = true;
@@ -399,11 +402,13 @@ mod tests {
     fn the_first_that_fails_ends_it_for_all() {
         let mut play = Play::new(3);
         play.ends(2, "error", "ValueError");
+        assert_eq!(play.round.due(play.now), None);
+        play.now += HOLD;
+        assert_eq!(play.round.due(play.now), Some(Due::Show));
         assert_eq!(play.round.due(play.now), Some(Due::Interrupt(vec![0, 1])));
         assert_eq!(play.round.due(play.now), None);
         play.ends(0, "error", "KeyboardInterrupt");
         play.ends(1, "error", "ValueError");
-        assert_eq!(play.round.due(play.now), Some(Due::Show));
         assert_eq!(play.round.due(play.now), None);
         let error = content_of(&play.round.error().unwrap());
         assert_eq!(error["ename"], "ValueError");

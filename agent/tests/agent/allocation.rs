@@ -256,7 +256,7 @@ async fn a_node_that_cannot_reach_the_gate_uses_the_mailbox() {
     drop(link);
     let mail = job.directory.join("mail");
     for mut node in std::mem::take(&mut job.nodes) {
-        assert!(node.wait().await.unwrap().success());
+        assert_eq!(node.wait().await.unwrap().code(), Some(75));
     }
     assert_eq!(std::fs::read_dir(mail).unwrap().count(), 0);
     job.ends().await;

