@@ -27,6 +27,8 @@ const GRACE: Duration = Duration::from_secs(1);
 pub struct Agent {
     run_dir: PathBuf,
     segments: PathBuf,
+    /// The directory of the allocation that this machine is in, which all of its machines see.
+    allocation: Option<PathBuf>,
     workers: HashMap<WorkerId, Handle>,
     tasks: Vec<JoinHandle<()>>,
     transfers: Transfers,
@@ -64,11 +66,17 @@ impl Agent {
         Self {
             run_dir: run_dir.to_owned(),
             segments: segments.to_owned(),
+            allocation: None,
             workers: HashMap::new(),
             tasks: Vec::new(),
             transfers: Transfers::new(segments.to_owned(), outlet.clone()),
             outlet,
         }
+    }
+
+    /// The same, on a machine of an allocation that has this directory.
+    pub(crate) fn within(self, allocation: Option<PathBuf>) -> Self {
+        Self { allocation, ..self }
     }
 
     /// Does what the kernel asks. Commands for workers that are gone are dropped: their end has been told.
@@ -177,9 +185,9 @@ impl Agent {
     ) -> (Interrupts, JoinHandle<()>) {
         let (run_dir, outlet) = (self.run_dir.clone(), self.outlet.clone());
         if let Some(ranks) = spec.ranks.take() {
-            let segments = self.segments.clone();
+            let (segments, allocation) = (self.segments.clone(), self.allocation.clone());
             let life = async move {
-                let own = (&*run_dir, &*segments);
+                let own = (&*run_dir, &*segments, allocation.as_deref());
                 island::live(worker, (spec, ranks), own, commands, outlet).await;
             };
             return (Interrupts::Island, tokio::spawn(life));

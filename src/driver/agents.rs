@@ -309,7 +309,17 @@ impl Agents {
             }),
         };
         if let Some(count) = shape.resources.ranks {
-            spec.ranks = Some(ranks::on_one_machine(&definition, count));
+            spec.ranks = Some(match &definition.place {
+                Place::Slurm(slurm) => {
+                    // The job has run the setup before the agent.
+                    let prepared = Target {
+                        setup: None,
+                        ..definition.clone()
+                    };
+                    ranks::in_allocation(&prepared, &slurm.mpi, count, &shape.resources)
+                }
+                Place::Local | Place::Ssh(_) => ranks::on_one_machine(&definition, count),
+            });
             seat.island = true;
         }
         let location = seat.location.clone();

@@ -39,21 +39,14 @@ pub fn on_one_machine(target: &Target, count: NonZeroU32) -> Ranks {
     Ranks {
         count: count.get(),
         launcher: launch::prepared(target, command),
-        folder: None,
+        spread: false,
     }
 }
 
 /// Ranks within an allocation of Slurm, started from an agent on the first of its nodes, whose environment names the job.
 ///
-/// `needs` are those of the step: over how many nodes it is to reach, and what each rank is to have. `folder` is one that
-/// all nodes see.
-pub fn in_allocation(
-    target: &Target,
-    mpi: &Mpi,
-    count: NonZeroU32,
-    needs: &Resources,
-    folder: &str,
-) -> Ranks {
+/// `needs` are those of the step: over how many nodes it is to reach, and what each rank is to have.
+pub fn in_allocation(target: &Target, mpi: &Mpi, count: NonZeroU32, needs: &Resources) -> Ranks {
     let command = match mpi {
         Mpi::Srun(kind) => srun(kind.as_deref(), count, needs),
         Mpi::Mpirun => {
@@ -70,7 +63,7 @@ pub fn in_allocation(
     Ranks {
         count: count.get(),
         launcher: launch::prepared(target, command),
-        folder: Some(folder.to_owned()),
+        spread: true,
     }
 }
 
@@ -147,7 +140,7 @@ mod tests {
     #[test]
     fn mpirun_has_its_files_in_the_islands_folder() {
         let ranks = on_one_machine(&target("type='local'"), NonZeroU32::new(4).unwrap());
-        assert_eq!((ranks.count, ranks.folder), (4, None));
+        assert_eq!((ranks.count, ranks.spread), (4, false));
         let line = ranks.launcher.join(" ");
         assert!(line.starts_with("env OMPI_MCA_"), "{line}");
         assert!(line.contains("orte_tmpdir_base={folder}"), "{line}");
@@ -170,8 +163,8 @@ mod tests {
         let step = needs(serde_json::json!({"ranks": 4, "nodes": 2, "cpus": 3, "gpus": 1}));
         let count = NonZeroU32::new(4).unwrap();
         let kind = Mpi::Srun(Some("pmix".to_owned()));
-        let ranks = in_allocation(&target, &kind, count, &step, "/shared/job");
-        assert_eq!(ranks.folder.as_deref(), Some("/shared/job"));
+        let ranks = in_allocation(&target, &kind, count, &step);
+        assert!(ranks.spread);
         for word in [
             "--ntasks=4",
             "--nodes=2",
@@ -182,13 +175,7 @@ mod tests {
         ] {
             assert!(ranks.launcher.iter().any(|other| other == word), "{word}");
         }
-        let plain = in_allocation(
-            &target,
-            &Mpi::Srun(None),
-            count,
-            &Resources::default(),
-            "/s",
-        );
+        let plain = in_allocation(&target, &Mpi::Srun(None), count, &Resources::default());
         let line = plain.launcher.join(" ");
         assert!(
             !line.contains("--mpi") && !line.contains("--nodes"),
@@ -196,7 +183,7 @@ mod tests {
         );
         let step = needs(serde_json::json!({"ranks": 5, "nodes": 2}));
         let five = NonZeroU32::new(5).unwrap();
-        let ranks = in_allocation(&target, &Mpi::Mpirun, five, &step, "/s");
+        let ranks = in_allocation(&target, &Mpi::Mpirun, five, &step);
         assert!(
             ranks
                 .launcher

@@ -61,9 +61,9 @@ pub struct Ranks {
     /// The command that starts them, to which the program of each rank is appended; `{folder}` is replaced by the island's own
     /// folder.
     pub launcher: Vec<String>,
-    /// A folder that all machines of the island see, in which the island's own is made; the agent's own if all ranks are on
-    /// its machine.
-    pub folder: Option<String>,
+    /// Whether ranks may be on other machines of the agent's allocation: then the island's folder is made in that of the
+    /// allocation, which all of them see.
+    pub spread: bool,
 }
 
 /// A secret that opens a door (see [`ToAgent::OpenDoor`]); its bytes are in no log.

@@ -39,6 +39,7 @@ pub async fn node(
     number: u32,
     patience: Duration,
 ) -> Result<bool, AgentError> {
+    let directory = allocation.directory.clone();
     let (wanting, mut wanted) = mpsc::channel(1);
     let going = Going(tokio::spawn(go(allocation, number, wanting)));
     let mut signals = Signals::catch()?;
@@ -72,7 +73,7 @@ pub async fn node(
         let mut replaced = std::pin::pin!(replaced);
         let end = stay(
             of_this_one,
-            RunDir::make()?,
+            (RunDir::make()?, Some(&*directory)),
             conversation,
             patience,
             &mut signals,

@@ -9,7 +9,7 @@ use cellferry_kernel::Author;
 use cellferry_kernel::message::{Header, Message};
 use cellferry_wire::Sender;
 use cellferry_wire::protocol::{
-    Channel, Exit, FromAgent, Parts, Ranks, ToAgent, WorkerId, WorkerSpec,
+    Channel, Exit, FromAgent, Parts, Ranks, StartFailure, ToAgent, WorkerId, WorkerSpec,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -23,7 +23,6 @@ use super::nodes::{Brought, Nodes};
 use super::requests::{For, whom};
 use super::round::{Due, GRACE, Heard, Round};
 use super::stages::{Stages, Way};
-use crate::files::expand;
 use crate::group::Group;
 use crate::growing::Growing;
 use crate::outlet::Outlet;
@@ -47,13 +46,24 @@ const INBOX: usize = 256;
 pub async fn live(
     worker: WorkerId,
     (spec, ranks): (WorkerSpec, Ranks),
-    (run_dir, segments): (&Path, &Path),
+    (run_dir, segments, allocation): (&Path, &Path, Option<&Path>),
     mut commands: mpsc::UnboundedReceiver<Command>,
     outlet: Outlet,
 ) {
     let name = format!("island-{}", uuid::Uuid::new_v4().simple());
-    let folder = ranks.folder.as_deref().map(expand);
-    let folder = folder.as_deref().unwrap_or(run_dir).join(name);
+    let shared = match ranks.spread {
+        true => allocation,
+        false => Some(run_dir),
+    };
+    let Some(folder) = shared.map(|shared| shared.join(name)) else {
+        let reason = "its ranks may be on other machines, and this agent is in no allocation";
+        let failure = StartFailure::Ranks {
+            reason: reason.to_owned(),
+            stderr_tail: String::new(),
+        };
+        outlet.tell(FromAgent::WorkerFailed { worker, failure });
+        return;
+    };
     let mut early = Vec::new();
     let met = meet(
         (worker, &spec, &ranks),

@@ -87,9 +87,9 @@ pub async fn meet(
         Directory::of(run_dir).map_err(unusable)?,
         Directory::of(segments).map_err(unusable)?,
     ];
-    let (listener, addresses) = match ranks.folder {
-        Some(_) => listen(),
-        None => here().await,
+    let (listener, addresses) = match ranks.spread {
+        true => listen(),
+        false => here().await,
     }
     .map_err(|error| StartFailure::Ranks {
         reason: format!("cannot listen for its ranks: {error}"),
@@ -163,9 +163,9 @@ fn launch(
         error: error.to_string(),
     };
     // On other machines this process is not; here its program is what runs, though its file may have been replaced.
-    let program = match ranks.folder {
-        Some(_) => std::env::current_exe().map_err(failed)?,
-        None => PathBuf::from(OWN_PROGRAM.replace("self", &std::process::id().to_string())),
+    let program = match ranks.spread {
+        true => std::env::current_exe().map_err(failed)?,
+        false => PathBuf::from(OWN_PROGRAM.replace("self", &std::process::id().to_string())),
     };
     let mut command = tokio::process::Command::new(expand(name));
     command

@@ -29,7 +29,7 @@ fn island(count: u32) -> WorkerSpec {
         ranks: Some(Ranks {
             count,
             launcher: launcher.map(str::to_owned).to_vec(),
-            folder: None,
+            spread: false,
         }),
         ..spec()
     }
