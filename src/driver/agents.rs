@@ -150,6 +150,19 @@ impl Seat {
             shell,
             ..
         } = self;
+        let table = Shape::parse(target).target;
+        if let StartFailure::Exited { stderr_tail, .. } = failure
+            && self.island
+            && let Some(name) = ranks::missing_launcher(stderr_tail)
+        {
+            return Problem::new(
+                "NoMpi",
+                format!(
+                    "the ranks of `{target}` cannot be started: there is no `{name}` on PATH; \
+                     load or add it in `setup` under [targets.{table}] in cellferry.toml"
+                ),
+            );
+        }
         if let StartFailure::Exited { stderr_tail, .. } = failure
             && let Some(reason) = launch::missing_python(stderr_tail)
         {
@@ -157,7 +170,7 @@ impl Seat {
                 "NoPython",
                 format!(
                     "a worker of `{target}` cannot be started: {reason}; \
-                     set `python`, `conda` or `setup` under [targets.{target}] in cellferry.toml"
+                     set `python`, `conda` or `setup` under [targets.{table}] in cellferry.toml"
                 ),
             );
         }
@@ -177,13 +190,13 @@ impl Seat {
             StartFailure::NoProgram { error, .. } => Problem::new(
                 "NoPython",
                 format!(
-                    "the Python of `{target}`, `{python}`, cannot be run: {error}; set `python` under [targets.{target}] in cellferry.toml"
+                    "the Python of `{target}`, `{python}`, cannot be run: {error}; set `python` under [targets.{table}] in cellferry.toml"
                 ),
             ),
             StartFailure::Workdir { path, error } => Problem::new(
                 "WorkdirError",
                 format!(
-                    "the working directory of `{target}`, `{path}`, cannot be used: {error}; set `workdir` under [targets.{target}] in cellferry.toml"
+                    "the working directory of `{target}`, `{path}`, cannot be used: {error}; set `workdir` under [targets.{table}] in cellferry.toml"
                 ),
             ),
             failure => Problem::new(

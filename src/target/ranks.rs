@@ -26,6 +26,16 @@ const OPEN_MPI: [&str; 6] = [
 /// What Open MPI shares between the ranks of one machine would stay in shared memory if they were killed.
 const ON_ONE_MACHINE: &str = "OMPI_MCA_btl_vader_backing_directory={folder}";
 
+/// The launcher that was not found, if its last words say so.
+pub fn missing_launcher(last_words: &str) -> Option<&'static str> {
+    let missing = last_words
+        .lines()
+        .find(|line| line.starts_with("env: ") && line.contains("No such file"))?;
+    ["mpirun", "srun"]
+        .into_iter()
+        .find(|name| missing.contains(name))
+}
+
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
@@ -145,6 +155,17 @@ mod tests {
         assert!(line.starts_with("env OMPI_MCA_"), "{line}");
         assert!(line.contains("orte_tmpdir_base={folder}"), "{line}");
         assert!(line.ends_with("mpirun -n 4"), "{line}");
+    }
+
+    #[test]
+    fn a_launcher_that_is_not_there_is_named() {
+        let output = std::process::Command::new("/usr/bin/env")
+            .args(["PATH=/nowhere", "mpirun"])
+            .output()
+            .unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(missing_launcher(&words), Some("mpirun"), "{words}");
+        assert_eq!(missing_launcher("mpirun noticed that rank 0 died"), None);
     }
 
     #[test]

@@ -269,8 +269,8 @@ impl Island {
                     Some(Due::Show) => self.show_error(index),
                     Some(Due::Interrupt(ranks)) => self.interrupt_ranks(&ranks),
                     Some(Due::GiveUp) => {
-                        let open = round.open();
-                        self.say_given_up(&open);
+                        let (open, request) = (round.open(), round.request.clone());
+                        self.say_given_up(&open, request);
                         return Ending::GivenUp(open);
                     }
                     None => index += 1,
@@ -389,8 +389,13 @@ impl Island {
                     self.stages = Stages::default();
                 }
                 let count = self.ranks.len();
-                self.rounds
-                    .push_back(Round::new(header.msg_id, count, runs, gathered));
+                self.rounds.push_back(Round::new(
+                    request.header.clone(),
+                    header.msg_id,
+                    count,
+                    runs,
+                    gathered,
+                ));
                 for rank in 0..count {
                     self.tell(rank, channel, &request);
                 }
@@ -737,7 +742,7 @@ impl Island {
         }
     }
 
-    fn say_given_up(&mut self, ranks: &BTreeSet<usize>) {
+    fn say_given_up(&mut self, ranks: &BTreeSet<usize>, request: Bytes) {
         let (shown, seconds) = (shown(ranks), GRACE.as_secs());
         let noun = if ranks.len() == 1 { "rank" } else { "ranks" };
         let text = format!(
@@ -745,8 +750,7 @@ impl Island {
              the next cell starts new ones, without their state\n"
         );
         self.flush();
-        let parent = self.printing.clone();
-        self.stream(Name::Stderr, &text, parent);
+        self.stream(Name::Stderr, &text, request);
     }
 
     // --- names as lists by rank

@@ -154,13 +154,13 @@ fn launch(
         .iter()
         .map(|word| word.replace("{folder}", &place))
         .collect();
-    let (name, rest) = words.split_first().ok_or_else(|| StartFailure::NoProgram {
-        program: String::new(),
-        error: "no launcher is named".to_owned(),
+    let (name, rest) = words.split_first().ok_or_else(|| StartFailure::Ranks {
+        reason: "no launcher of its ranks is named".to_owned(),
+        stderr_tail: String::new(),
     })?;
-    let failed = |error: io::Error| StartFailure::NoProgram {
-        program: name.clone(),
-        error: error.to_string(),
+    let failed = |error: io::Error| StartFailure::Ranks {
+        reason: format!("`{name}`, which is to start its ranks, cannot be run: {error}"),
+        stderr_tail: String::new(),
     };
     // On other machines this process is not; here its program is what runs, though its file may have been replaced.
     let program = match ranks.spread {

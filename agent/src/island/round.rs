@@ -47,7 +47,9 @@ pub enum Due {
 /// A request that all ranks were given.
 #[derive(Debug)]
 pub struct Round {
-    /// The request's `msg_id`.
+    /// The request's header.
+    pub request: Bytes,
+    /// Its `msg_id`.
     pub id: String,
     /// Names that become lists by rank after it.
     pub gathered: Vec<String>,
@@ -95,8 +97,15 @@ impl Part {
 
 impl Round {
     /// Of so many ranks.
-    pub fn new(id: String, count: usize, runs: bool, gathered: Vec<String>) -> Self {
+    pub fn new(
+        request: Bytes,
+        id: String,
+        count: usize,
+        runs: bool,
+        gathered: Vec<String>,
+    ) -> Self {
         Self {
+            request,
             id,
             gathered,
             runs,
@@ -345,7 +354,7 @@ mod tests {
     impl Play {
         fn new(count: usize) -> Self {
             Self {
-                round: Round::new("r".to_owned(), count, true, Vec::new()),
+                round: Round::new(Bytes::new(), "r".to_owned(), count, true, Vec::new()),
                 author: Author::new(),
                 now: Instant::now(),
             }
