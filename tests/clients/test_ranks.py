@@ -4,6 +4,7 @@ import re
 
 import pytest
 from client import on
+from world import write_targets
 
 ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
@@ -78,6 +79,33 @@ def test_a_rank_that_dies_is_named(mpi, kernel):
     code = "from mpi4py import MPI\nimport os\nif MPI.COMM_WORLD.rank == 1: os._exit(7)\nMPI.COMM_WORLD.Barrier()"
     run = kernel.run(code, ranks(2))
     assert "rank 1 of `left[ranks=2]` died (exit code 7)" in run.error
+
+
+def test_ranks_span_the_nodes_of_an_allocation(cluster, kernel, tmp_path):
+    # What Open MPI says where no network hardware is found is of no interest here.
+    env = {"OMPI_MCA_btl": "self,vader,tcp"}
+    big = {"type": "slurm", "login": "login", "python": cluster.python, "nodes": 2, "env": env}
+    write_targets(tmp_path / "cellferry.toml", {"big": big})
+    kernel.run("data = bytes(2_000_000)").ok()
+    code = """
+from mpi4py import MPI
+import os
+comm = MPI.COMM_WORLD
+node = os.uname().nodename
+nodes = comm.gather(node)
+big = data + bytes(comm.rank)
+print(comm.rank, comm.allreduce(len(data)))
+"""
+    island = on("big", resources={"ranks": 4, "nodes": 2})
+    run = kernel.run(code, island, timeout=90).ok()
+    assert printed(run) == {rank: [f"{rank} 8000000"] for rank in range(4)}
+    run = kernel.run("print(node, comm.allreduce(1), len(big))", island).ok()
+    assert {lines[0].split()[0] for lines in printed(run).values()} == {"node1", "node2"}
+    assert kernel.run("sorted(set(nodes)), len(nodes), len(big)").ok().result == "(['node1', 'node2'], 4, 2000000)"
+    # Another island and a plain step share the nodes.
+    run = kernel.run("from mpi4py import MPI\nprint(MPI.COMM_WORLD.size)", on("big", resources={"ranks": 2})).ok()
+    assert printed(run) == {0: ["2"], 1: ["2"]}
+    assert kernel.run("len(nodes)", on("big")).ok().result == "4"
 
 
 def test_a_machine_without_mpi_is_told(mpi, kernel, tmp_path):

@@ -162,9 +162,10 @@ fn launch(
         reason: format!("`{name}`, which is to start its ranks, cannot be run: {error}"),
         stderr_tail: String::new(),
     };
-    // On other machines this process is not; here its program is what runs, though its file may have been replaced.
-    let program = match ranks.spread {
-        true => std::env::current_exe().map_err(failed)?,
+    // Its file may have been replaced since, which the system then says in its name; this process still has it.
+    let program = std::env::current_exe().map_err(failed)?;
+    let program = match program.exists() {
+        true => program,
         false => PathBuf::from(OWN_PROGRAM.replace("self", &std::process::id().to_string())),
     };
     let mut command = tokio::process::Command::new(expand(name));

@@ -463,3 +463,127 @@ async fn a_polite_stop_finalizes() {
     }
     island.end().await;
 }
+
+/// The helper of Python workers, as the kernel sends it.
+fn helper() -> ToAgent {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../workers/python");
+    let source = ["pickling.py", "before.py", "helper.py"]
+        .map(|name| std::fs::read_to_string(folder.join(name)).unwrap())
+        .concat();
+    let source = json!(format!("PATHS = []\n{source}"));
+    let module = "__import__('sys').modules.setdefault('_cellferry', __import__('types').ModuleType('_cellferry'))";
+    execute(
+        "helper",
+        &format!("exec(compile({source}, '<cellferry>', 'exec'), vars({module}))"),
+    )
+}
+
+/// A cell with orders for the helper.
+fn ordered(id: &str, code: &str, order: Value) -> ToAgent {
+    let ToAgent::Send {
+        worker,
+        channel,
+        mut parts,
+    } = execute(id, code)
+    else {
+        panic!("not a message");
+    };
+    parts[2] = json!({"cellferry": order}).to_string().into();
+    ToAgent::Send {
+        worker,
+        channel,
+        parts,
+    }
+}
+
+fn ask_helper(id: &str, content: &Value) -> ToAgent {
+    ToAgent::Send {
+        worker: WORKER,
+        channel: Channel::Shell,
+        parts: request("cellferry_request", id, content),
+    }
+}
+
+#[tokio::test]
+async fn names_become_lists_by_rank() {
+    let mut island = Island::up(island(3)).await;
+    island.tell(helper());
+    assert_eq!(
+        reply(&island.said("helper", |_| false).await)["status"],
+        "ok"
+    );
+    let code = "from mpi4py import MPI\nrank = MPI.COMM_WORLD.rank\nu = bytes([rank]) * 300_000\nv = [rank]";
+    let order = json!({"run": 1, "count": 1, "gather": ["u", "v"]});
+    island.tell(ordered("a", code, order.clone()));
+    let all = island.said("a", |_| false).await;
+    assert_eq!(reply(&all)["status"], "ok", "{all:#?}");
+    let report = all.iter().find(|said| said.kind == "cellferry_report");
+    let report = &report.unwrap().content;
+    assert_eq!(report["bound"]["u"]["type"], "list", "{report}");
+    let code = "print(v, [(part[0], len(part)) for part in u])";
+    let all = island.run("b", code).await;
+    for rank in 0..3 {
+        let expected = "[[0], [1], [2]] [(0, 300000), (1, 300000), (2, 300000)]";
+        assert_eq!(printed(&all, rank), [expected]);
+    }
+    // What one rank cannot give is told with the rank.
+    let code = "u = v = (lambda: rank) if rank != 1 else __import__('threading').Lock()";
+    island.tell(ordered("c", code, order));
+    let all = island.said("c", |_| false).await;
+    assert_eq!(reply(&all)["ename"], "GatherError", "{all:#?}");
+    let error = all.iter().find(|said| said.kind == "error").unwrap();
+    let traceback = error.content["traceback"].to_string();
+    assert!(
+        traceback.contains("rank 1:") && traceback.contains("lock"),
+        "{traceback}"
+    );
+    island.end().await;
+}
+
+#[tokio::test]
+async fn values_come_to_machines_that_do_not_see_the_agents_directories_and_back() {
+    // As on another node, what is in shared memory here is not there.
+    let mut elsewhere = island(3);
+    let hidden = "mount -t tmpfs none /dev/shm && exec \"$0\" \"$@\"";
+    let launcher = &mut elsewhere.ranks.as_mut().unwrap().launcher;
+    launcher
+        .extend(["unshare", "--map-root-user", "--mount", "sh", "-c", hidden].map(str::to_owned));
+    let mut island = Island::up(elsewhere).await;
+    island.tell(helper());
+    island.said("helper", |_| false).await;
+    let made = std::process::Command::new(python())
+        .args([
+            "-c",
+            "import pickle, sys; sys.stdout.buffer.write(pickle.dumps({'x': b'xyz' * 1_000_000}))",
+        ])
+        .output()
+        .unwrap();
+    let (value, segments) = (made.stdout, island.hello.segment_dir.clone());
+    assert!(segments.starts_with("/dev/shm"), "{segments}");
+    std::fs::write(format!("{segments}/7"), &value).unwrap();
+    let put = json!({"do": "put", "names": ["x"], "place": "segment", "segment": format!("{segments}/7"),
+        "layout": [[0, value.len()]]});
+    let code = "import os\nprint(len(x), x[:3], os.path.exists('/dev/shm/' + NAME))"
+        .replace("NAME", &format!("{:?}", &segments["/dev/shm/".len()..]));
+    island.tell(ordered(
+        "a",
+        &code,
+        json!({"run": 1, "count": 1, "actions": [put]}),
+    ));
+    let all = island.said("a", |_| false).await;
+    for rank in 0..3 {
+        assert_eq!(printed(&all, rank), ["3000000 b'xyz' False"], "{all:#?}");
+    }
+    // Back from rank 0, to a file that is here.
+    let take = json!({"verb": "take", "names": ["x"], "segment": format!("{segments}/8")});
+    island.tell(ask_helper("take", &take));
+    let all = island
+        .said("take", |said| said.channel == Channel::Shell)
+        .await;
+    assert_eq!(reply(&all)["place"], "segment", "{all:#?}");
+    let size: u64 = reply(&all)["layout"][0][1].as_u64().unwrap();
+    let back = std::fs::read(format!("{segments}/8")).unwrap();
+    assert!(size > 3_000_000 && back.len() as u64 >= size);
+    assert!(back.windows(6).any(|window| window == b"xyzxyz"));
+    island.end().await;
+}
