@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cellferry_agent::allocation::{Allocation, gate, node, reach};
 use cellferry_agent::attach::{AttachError, Attachment, inherited};
-use cellferry_agent::{AgentError, OWN_PROGRAM, RunDir, guard, serve};
+use cellferry_agent::{AgentError, OWN_PROGRAM, RunDir, guard, rank, serve};
 use cellferry_wire::BUILD;
 use tracing_subscriber::EnvFilter;
 
@@ -22,6 +22,8 @@ cellferry-agent reach --allocation DIRECTORY --node NUMBER --conversation HEX32 
 cellferry-agent node --allocation DIRECTORY --patience SECONDS
                                 be that agent, on the node of which $SLURM_NODEID is the number; the exit code is 75 if
                                 nobody has wanted it for so long
+cellferry-agent rank --island DIRECTORY
+                                be one rank of an MPI step, as its launcher has started it
 cellferry-agent check HASH      succeed if this program has this BLAKE3 hash
 cellferry-agent --version       print the version
 ";
@@ -135,6 +137,7 @@ fn main() -> ExitCode {
                 _ => usage(),
             }
         }
+        ["rank", "--island", directory] => run(rank(directory.as_ref())),
         ["check", hash] => match own_hash() {
             Ok(own) if own.eq_ignore_ascii_case(hash) => ExitCode::SUCCESS,
             Ok(own) => fail(&format!("this program has the hash {own}")),

@@ -29,8 +29,8 @@ use super::host::Host;
 use crate::session::{Gone, HOME, Problem, TargetName};
 use crate::target::config::{ConfigError, Place, Ssh, Target};
 use crate::target::home::{HomePython, home_python};
-use crate::target::launch;
 use crate::target::shape::Shape;
+use crate::target::{launch, ranks};
 
 /// How long agents have to end their workers and themselves.
 const END_LIMIT: Duration = Duration::from_secs(4);
@@ -101,8 +101,10 @@ pub struct Seat {
     python: String,
     /// How the user's own shell gets to where its commands run: empty on this machine, else `ssh HOST `.
     shell: String,
-    /// Its process, once it is up.
+    /// Its process, once it is up; an island has several, which cannot all copy from another's memory.
     pid: Option<u32>,
+    /// Whether it is an island of ranks.
+    island: bool,
 }
 
 /// The seat of a worker on a far host.
@@ -113,6 +115,7 @@ pub fn seat_there(target: &Target, ssh: &Ssh) -> Seat {
         python: launch::name_there(target),
         shell: format!("ssh {} ", ssh.host),
         pid: None,
+        island: false,
     }
 }
 
@@ -134,6 +137,7 @@ fn spec(target: &Target, argv: Vec<String>) -> WorkerSpec {
         argv,
         env: env.collect(),
         workdir,
+        ranks: None,
     }
 }
 
@@ -146,6 +150,19 @@ impl Seat {
             shell,
             ..
         } = self;
+        let table = Shape::parse(target).target;
+        if let StartFailure::Exited { stderr_tail, .. } = failure
+            && self.island
+            && let Some(name) = ranks::missing_launcher(stderr_tail)
+        {
+            return Problem::new(
+                "NoMpi",
+                format!(
+                    "the ranks of `{target}` cannot be started: there is no `{name}` on PATH; \
+                     load or add it in `setup` under [targets.{table}] in cellferry.toml"
+                ),
+            );
+        }
         if let StartFailure::Exited { stderr_tail, .. } = failure
             && let Some(reason) = launch::missing_python(stderr_tail)
         {
@@ -153,7 +170,7 @@ impl Seat {
                 "NoPython",
                 format!(
                     "a worker of `{target}` cannot be started: {reason}; \
-                     set `python`, `conda` or `setup` under [targets.{target}] in cellferry.toml"
+                     set `python`, `conda` or `setup` under [targets.{table}] in cellferry.toml"
                 ),
             );
         }
@@ -173,13 +190,13 @@ impl Seat {
             StartFailure::NoProgram { error, .. } => Problem::new(
                 "NoPython",
                 format!(
-                    "the Python of `{target}`, `{python}`, cannot be run: {error}; set `python` under [targets.{target}] in cellferry.toml"
+                    "the Python of `{target}`, `{python}`, cannot be run: {error}; set `python` under [targets.{table}] in cellferry.toml"
                 ),
             ),
             StartFailure::Workdir { path, error } => Problem::new(
                 "WorkdirError",
                 format!(
-                    "the working directory of `{target}`, `{path}`, cannot be used: {error}; set `workdir` under [targets.{target}] in cellferry.toml"
+                    "the working directory of `{target}`, `{path}`, cannot be used: {error}; set `workdir` under [targets.{table}] in cellferry.toml"
                 ),
             ),
             failure => Problem::new(
@@ -252,13 +269,14 @@ impl Agents {
         };
         let definition = cells.target(&shape.target).map_err(wrong)?;
         let mut node = None;
-        let seat = match &definition.place {
+        let mut seat = match &definition.place {
             Place::Local => Seat {
                 target: target.clone(),
                 location: definition.name.as_str().into(),
                 python: self.python_of(&definition)?,
                 shell: String::new(),
                 pid: None,
+                island: false,
             },
             Place::Ssh(ssh) => Seat {
                 target: target.clone(),
@@ -286,12 +304,13 @@ impl Agents {
                     python: launch::name_there(&definition),
                     shell,
                     pid: None,
+                    island: false,
                 };
                 node = Some(found);
                 seat
             }
         };
-        let spec = match &definition.place {
+        let mut spec = match &definition.place {
             Place::Local => {
                 let argv = launch::here(&definition, &seat.python, &**target == HOME);
                 spec(&definition, argv)
@@ -303,6 +322,20 @@ impl Agents {
                 ..definition.clone()
             }),
         };
+        if let Some(count) = shape.resources.ranks {
+            spec.ranks = Some(match &definition.place {
+                Place::Slurm(slurm) => {
+                    // The job has run the setup before the agent.
+                    let prepared = Target {
+                        setup: None,
+                        ..definition.clone()
+                    };
+                    ranks::in_allocation(&prepared, &slurm.mpi, count, &shape.resources)
+                }
+                Place::Local | Place::Ssh(_) => ranks::on_one_machine(&definition, count),
+            });
+            seat.island = true;
+        }
         let location = seat.location.clone();
         self.workers.insert(worker, seat);
         self.prepare(target)?;
@@ -550,9 +583,10 @@ impl Agents {
         }
     }
 
-    /// The process of a worker on this machine.
+    /// The process of a worker on this machine, if it is one.
     pub fn pid(&self, worker: WorkerId) -> Option<u32> {
-        self.workers.get(&worker)?.pid
+        let seat = self.workers.get(&worker)?;
+        seat.pid.filter(|_| !seat.island)
     }
 
     /// Whether a worker is at a location, or on a node of an allocation.
@@ -661,20 +695,31 @@ impl Agents {
     }
 
     /// The error for a worker that died.
-    pub fn death_problem(&self, worker: WorkerId, exit: &Exit, stderr_tail: &str) -> Problem {
-        let target = self.workers.get(&worker).map_or("?", |seat| &*seat.target);
+    pub fn death_problem(
+        &self,
+        worker: WorkerId,
+        rank: Option<u32>,
+        exit: &Exit,
+        stderr_tail: &str,
+    ) -> Problem {
+        let seat = self.workers.get(&worker);
+        let target = seat.map_or("?", |seat| &*seat.target);
+        let who = match (rank, seat.is_some_and(|seat| seat.island)) {
+            (Some(rank), _) => format!("rank {rank} of `{target}` died"),
+            (None, true) => format!("what had started the ranks of `{target}` ended"),
+            (None, false) => format!("the worker of `{target}` died"),
+        };
+        let next = match seat.is_some_and(|seat| seat.island) {
+            true => "all ranks were ended, and new ones are started when they are needed",
+            false => "another one is started when it is needed",
+        };
         let words = stderr_tail.trim();
         let last = if words.is_empty() {
             String::new()
         } else {
             format!("; its last words:\n{words}")
         };
-        Problem::new(
-            "WorkerDied",
-            format!(
-                "the worker of `{target}` died ({exit}); another one is started when it is needed{last}"
-            ),
-        )
+        Problem::new("WorkerDied", format!("{who} ({exit}); {next}{last}"))
     }
 
     /// The error for a worker in which the helper cannot be installed.

@@ -537,9 +537,10 @@ impl Driver {
                     worker,
                     exit,
                     stderr_tail,
+                    rank,
                 },
             ) => {
-                let problem = self.agents.death_problem(worker, &exit, &stderr_tail);
+                let problem = self.agents.death_problem(worker, rank, &exit, &stderr_tail);
                 self.gone(worker, problem, agents::how(&exit)).await;
             }
             FromLocation::Failed { workers, problem } => {

@@ -2,7 +2,7 @@
 //!
 //! A fault in one target harms no cell but those that use it.
 
-mod slurm;
+pub mod slurm;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;

@@ -2,13 +2,8 @@
 //! another.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use cellferry_wire::protocol::Secret;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -17,13 +12,10 @@ use super::gate::WORD;
 use super::mailbox::Mailbox;
 use super::{Allocation, Stream, Visit, Word};
 use crate::attach::Attachment;
-use crate::direct::{Greeted, greet};
+use crate::direct::{Greeted, reach};
 use crate::run_dir::RunDir;
 use crate::serve::{End, Signals, stay};
 use crate::{AgentError, OWN_PROGRAM};
-
-/// How long connecting to the gate and greeting it may take.
-const REACH: Duration = Duration::from_secs(5);
 
 /// How long to wait before the gate is looked for again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -47,6 +39,7 @@ pub async fn node(
     number: u32,
     patience: Duration,
 ) -> Result<bool, AgentError> {
+    let directory = allocation.directory.clone();
     let (wanting, mut wanted) = mpsc::channel(1);
     let going = Going(tokio::spawn(go(allocation, number, wanting)));
     let mut signals = Signals::catch()?;
@@ -80,7 +73,7 @@ pub async fn node(
         let mut replaced = std::pin::pin!(replaced);
         let end = stay(
             of_this_one,
-            RunDir::make()?,
+            (RunDir::make()?, Some(&*directory)),
             conversation,
             patience,
             &mut signals,
@@ -192,30 +185,4 @@ async fn wait_by_mail(allocation: &Allocation, node: u32) -> Visited {
             Err(late) => return Err(late.into()),
         }
     }
-}
-
-/// Connects to the first address where the gate is.
-async fn reach(addresses: &[SocketAddr], secret: &Secret) -> Result<Greeted, String> {
-    let mut tries: FuturesUnordered<_> = addresses
-        .iter()
-        .map(async |address| {
-            let connected = timeout(REACH, async {
-                greet(TcpStream::connect(address).await?, secret).await
-            });
-            match connected.await {
-                Ok(Ok(greeted)) => Ok(greeted),
-                Ok(Err(error)) => Err(format!("{address}: {error}")),
-                Err(_) => Err(format!("{address}: no answer within {} s", REACH.as_secs())),
-            }
-        })
-        .collect();
-    let mut failures = Vec::new();
-    while let Some(tried) = tries.next().await {
-        match tried {
-            Ok(greeted) => return Ok(greeted),
-            Err(failure) => failures.push(failure),
-        }
-    }
-    failures.sort();
-    Err(failures.join("; "))
 }

@@ -141,7 +141,11 @@ impl Clusters {
         let nodes = allocation.nodes.iter().enumerate();
         let (number, (location, _)) = nodes
             .filter(|(_, (_, lost))| !lost)
-            .min_by_key(|(number, (location, _))| (load(location), *number))
+            .min_by_key(|(number, (location, _))| match shape.resources.ranks {
+                // The first of the ranks is there.
+                Some(_) => (0, *number),
+                None => (load(location), *number),
+            })
             .unwrap_or((0, &allocation.nodes[0]));
         Node {
             location: location.clone(),
