@@ -1029,6 +1029,7 @@ impl Driver {
                 self.agents.stop(worker);
                 self.forget(worker);
             }
+            Effect::Retired(retired) => self.retired(*retired),
             Effect::Undo(worker, run) => {
                 *self.going_back.entry(worker).or_default() += 1;
                 self.request(worker, &json!({"verb": "undo", "run": run.0}))
@@ -1139,6 +1140,8 @@ impl Driver {
         );
         self.status(asked, "idle");
     }
+
+    fn retired(&mut self, _: crate::session::Retired) {}
 
     async fn end(mut self) {
         if let Some(Ending::Asked(incoming, restart)) = self.ending.take() {

@@ -20,12 +20,14 @@ mod parcels;
 mod past;
 mod remake;
 mod requests;
+mod retire;
 mod run;
 mod schedule;
 mod undo;
 
 pub use event::{
-    Answer, Asked, Effect, Event, Gone, Orders, PassTo, PreludeFailure, Reply, Report, Taken,
+    Answer, Asked, Effect, Event, Gone, Left, Orders, Outcome, PassTo, PreludeFailure, Reply,
+    Report, Retired, Taken,
 };
 pub use run::{Cell, GENERATORS, Problem, Request, RunId};
 
@@ -37,6 +39,7 @@ use cellferry_wire::protocol::WorkerId;
 use self::lineage::Lineage;
 use self::parcels::Parcel;
 use self::past::Past;
+use self::retire::Retiring;
 use self::run::{Run, State};
 use self::undo::Dying;
 use crate::graph::svg::{self, Picture};
@@ -67,6 +70,16 @@ struct Worker {
     spare: bool,
 }
 
+impl Worker {
+    /// Whether all that it was given is committed.
+    fn is_quiet(&self) -> bool {
+        self.runs.is_empty() && self.dying.is_none()
+    }
+}
+
+/// What became of most workers that are gone.
+const DIED: &str = "died";
+
 /// How often a run gets another worker because its worker died before it came to its cell.
 const STUMBLES: u32 = 3;
 
@@ -88,8 +101,9 @@ pub struct Session {
     workers: BTreeMap<WorkerId, Worker>,
     parcels: BTreeMap<u64, Parcel>,
     lineage: Lineage,
-    /// The runs that make something again.
+    /// The runs that nobody sees.
     unseen: BTreeSet<RunId>,
+    retiring: Retiring,
     next_worker: u32,
     next_run: u64,
     next_seq: u64,
@@ -127,6 +141,11 @@ impl Session {
             Event::Unexpected => self.unexpected(),
             Event::PassOn { request, to } => self.pass_on(request, &to),
             Event::Interrupt => self.interrupt(),
+            Event::Retire {
+                workers,
+                force,
+                request,
+            } => self.retire(&workers, force, *request),
             Event::WorkerReady(worker) => self.worker_ready(worker),
             Event::WorkerGone {
                 worker,
@@ -177,6 +196,7 @@ impl Session {
                     run.cell.first_line()
                 )
             })
+            .chain(self.leaving())
             .collect()
     }
 
@@ -386,7 +406,7 @@ impl Session {
     /// Moves on whatever can.
     fn advance(&mut self) {
         let mut moves = 0;
-        while self.front() || self.unseen() || self.ahead() {
+        while self.leave() || self.front() || self.unseen() || self.ahead() {
             moves += 1;
             debug_assert!(moves < 20_000, "the session moves on for ever");
         }
@@ -567,7 +587,8 @@ impl Session {
         let Some(worker) = self.workers.remove(&id) else {
             return;
         };
-        self.ledger.worker_lost(id, &name);
+        self.retiring.forget(id);
+        self.ledger.worker_lost(id, &name, |_| DIED.to_owned());
         for request in worker.waiting.into_iter().chain(worker.open.into_values()) {
             self.unanswered(request, &problem.evalue);
         }
