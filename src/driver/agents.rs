@@ -16,6 +16,7 @@ use cellferry_wire::protocol::{
 use cellferry_wire::{Connection, Sender};
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -81,6 +82,21 @@ enum Link {
     },
     /// On another machine.
     Far(Far),
+}
+
+impl Link {
+    /// Ends the agent and its workers.
+    async fn end(self) {
+        match self {
+            Self::Here(agent) => agent.shutdown().await,
+            Self::Process { sender, mut child } => {
+                sender.queue(ToAgent::Shutdown);
+                sender.finish();
+                let _ = child.wait().await;
+            }
+            Self::Far(far) => far.shutdown().await,
+        }
+    }
 }
 
 /// A worker's place, as the user would say it.
@@ -191,6 +207,9 @@ pub struct Agents {
     home_dir: PathBuf,
     links: HashMap<TargetName, Link>,
     workers: HashMap<WorkerId, Seat>,
+    /// Targets whose agent is being ended, with the workers to be started by the next one.
+    ending: HashMap<TargetName, Vec<WorkerId>>,
+    endings: JoinSet<()>,
     /// What far agents said of themselves.
     hellos: HashMap<TargetName, Hello>,
     arrivals: Arc<Arrivals>,
@@ -220,6 +239,8 @@ impl Agents {
             home_dir: std::env::current_dir().unwrap_or_default(),
             links: HashMap::new(),
             workers: HashMap::new(),
+            ending: HashMap::new(),
+            endings: JoinSet::new(),
             hellos: HashMap::new(),
             arrivals,
             run_dir: None,
@@ -261,6 +282,10 @@ impl Agents {
             Place::Ssh(_) | Place::Slurm(_) => spec_there(&definition),
         };
         self.workers.insert(worker, seat);
+        if let Some(waiting) = self.ending.get_mut(target) {
+            waiting.push(worker);
+            return Ok(());
+        }
         self.prepare(target)?;
         if !self.links.contains_key(target) {
             let link = match &definition.place {
@@ -511,11 +536,45 @@ impl Agents {
     pub fn agent_gone(&mut self, target: &TargetName) -> Vec<WorkerId> {
         self.links.remove(target);
         self.hellos.remove(target);
-        let of_target = self
-            .workers
-            .iter()
-            .filter(|(_, seat)| seat.target == *target);
+        self.workers_of(target)
+    }
+
+    /// The workers of a target.
+    pub fn workers_of(&self, target: &TargetName) -> Vec<WorkerId> {
+        let workers = self.workers.iter();
+        let of_target = workers.filter(|(_, seat)| seat.target == *target);
         of_target.map(|(worker, _)| *worker).collect()
+    }
+
+    /// The targets that are not on this machine and have an agent.
+    pub fn far_targets(&self) -> impl Iterator<Item = &TargetName> {
+        let is_far = |link: &Link| matches!(link, Link::Far(_));
+        let links = self.links.iter();
+        links
+            .filter(move |(_, link)| is_far(link))
+            .map(|(target, _)| target)
+    }
+
+    /// Ends the agent of a target that has no worker any more, and says whether there was one; its end is told as an event.
+    pub fn end_unused(&mut self, target: &TargetName) -> bool {
+        if !self.workers_of(target).is_empty() || **target == *HOME {
+            return false;
+        }
+        let link = self.links.remove(target);
+        let found = link.is_some();
+        if let Some(link) = link {
+            self.ending.insert(target.clone(), Vec::new());
+            self.endings.spawn(link.end());
+        }
+        found
+    }
+
+    /// The workers that wait for an agent to end as it should; `None` if it was not to end.
+    pub fn ended(&mut self, target: &TargetName) -> Option<Vec<WorkerId>> {
+        let waiting = self.ending.remove(target)?;
+        self.hellos.remove(target);
+        let is_wanted = |worker: &WorkerId| self.workers.contains_key(worker);
+        Some(waiting.into_iter().filter(is_wanted).collect())
     }
 
     /// Tells, as an event, that a worker could not be started.
@@ -631,25 +690,11 @@ impl Agents {
     }
 
     /// Ends all agents and their workers, and removes all files.
-    pub async fn shutdown(self) {
-        let mut endings = Vec::new();
+    pub async fn shutdown(mut self) {
         for link in self.links.into_values() {
-            endings.push(async move {
-                match link {
-                    Link::Here(agent) => agent.shutdown().await,
-                    Link::Process { sender, mut child } => {
-                        sender.queue(ToAgent::Shutdown);
-                        sender.finish();
-                        let _ = child.wait().await;
-                    }
-                    Link::Far(far) => far.shutdown().await,
-                }
-            });
+            self.endings.spawn(link.end());
         }
-        if timeout(END_LIMIT, futures::future::join_all(endings))
-            .await
-            .is_err()
-        {
+        if timeout(END_LIMIT, self.endings.join_all()).await.is_err() {
             tracing::warn!("not all workers ended in time; they are killed");
         }
         // The guard kills what is left; then the directories go.

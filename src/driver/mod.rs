@@ -18,10 +18,11 @@ mod orders;
 mod parent;
 mod probe;
 mod questions;
+mod release;
 mod values;
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -51,12 +52,14 @@ use self::files::{Modules, Staging};
 use self::magics::Magic;
 use self::notices::{Notices, Wait};
 use self::questions::{Asker, Questions, Waiting};
+use self::release::{Answered, Releases};
 use self::values::Values;
 use crate::analysis::python::completion_root;
 use crate::session::{
-    Answer, Asked, Effect, Event, Gone, HOME, Orders, PassTo, Problem, Reply, RunId, Session,
-    Taken, TargetName,
+    Answer, Asked, Effect, Event, Gone, HOME, Orders, Outcome, PassTo, Problem, Reply, Retired,
+    RunId, Session, Taken, TargetName,
 };
+use crate::target::config::Place;
 
 /// How long answers may take to leave before the process ends: ZeroMQ has no linger here.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -115,6 +118,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         shown: HashMap::new(),
         questions: Questions::default(),
         notices: Notices::default(),
+        releases: Releases::default(),
         warm: false,
         ending: None,
     };
@@ -187,6 +191,7 @@ struct Driver {
     shown: HashMap<WorkerId, Bytes>,
     questions: Questions,
     notices: Notices,
+    releases: Releases,
     warm: bool,
     ending: Option<Ending>,
 }
@@ -203,7 +208,7 @@ struct ReplyContent {
 impl Driver {
     async fn handle(&mut self, event: Event) {
         let mut events = VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
+        while let Some(event) = events.pop_front().or_else(|| self.next_release()) {
             for effect in self.session.handle(event) {
                 events.extend(self.perform(effect).await);
             }
@@ -263,7 +268,7 @@ impl Driver {
             }
             (Channel::Shell, "execute_request") => {
                 if let Some(magic) = Magic::parse(&self.cells.code(&asked)) {
-                    self.tell(&asked, magic);
+                    self.tell(&asked, magic).await;
                 } else {
                     self.execute(&asked).await;
                 }
@@ -358,13 +363,32 @@ impl Driver {
     }
 
     /// A cell that the kernel answers itself, whatever runs.
-    fn tell(&self, asked: &Asked, magic: Result<Magic, Problem>) {
+    async fn tell(&mut self, asked: &Arc<Asked>, magic: Result<Magic, Problem>) {
         self.status(asked, "busy");
+        let shown = match magic {
+            Ok(Magic::Release(target)) => match self.release(asked, target.as_deref()) {
+                Ok(()) => {
+                    if let Some(event) = self.next_release() {
+                        self.handle(event).await;
+                    }
+                    return;
+                }
+                Err(problem) => Err(problem),
+            },
+            Ok(magic) => Ok(magic.answer(&self.session, &self.cells.source())),
+            Err(problem) => Err(problem),
+        };
+        self.told(asked, shown);
+    }
+
+    /// What such a cell shows, and its end.
+    fn told(&self, asked: &Asked, shown: Result<Option<(&str, serde_json::Value)>, Problem>) {
         let count = self.session.count();
-        let content = match magic {
-            Ok(magic) => {
-                let (msg_type, shown) = magic.answer(&self.session, &self.cells.source());
-                self.publish(self.author.message(msg_type, Some(&asked.message), &shown));
+        let content = match shown {
+            Ok(shown) => {
+                if let Some((msg_type, shown)) = shown {
+                    self.publish(self.author.message(msg_type, Some(&asked.message), &shown));
+                }
                 json!({"status": "ok", "execution_count": count, "user_expressions": {}, "payload": []})
             }
             Err(problem) => {
@@ -381,6 +405,90 @@ impl Driver {
                 .message("execute_reply", Some(&asked.message), &content),
         );
         self.status(asked, "idle");
+    }
+
+    /// A cell asks to give workers back: it is done after the cells before it that run there.
+    fn release(&mut self, asked: &Arc<Asked>, target: Option<&str>) -> Result<(), Problem> {
+        let wrong = |what: String| Problem::new("TargetError", what);
+        let targets: BTreeSet<TargetName> = match target {
+            Some(HOME) => {
+                let what = "the worker of `home` holds the notebook's own values and stays; to end it, restart the kernel";
+                return Err(wrong(what.to_owned()));
+            }
+            Some(name) => {
+                let target = self.cells.target(name);
+                target.map_err(|error| wrong(error.to_string()))?;
+                BTreeSet::from([TargetName::from(name)])
+            }
+            None => {
+                let is_far = |target: &&TargetName| {
+                    let target = self.cells.target(target);
+                    target.is_ok_and(|target| !matches!(target.place, Place::Local))
+                };
+                let open = self.session.open_cells().map(|(target, _)| target);
+                let targets = self.agents.far_targets().chain(open.filter(is_far));
+                targets.cloned().collect()
+            }
+        };
+        let open = self.session.open_cells();
+        let before = open.filter(|(target, _)| targets.contains(*target));
+        let before = before.map(|(_, cell)| cell.header.msg_id.clone()).collect();
+        self.releases.add(asked.clone(), targets, before);
+        Ok(())
+    }
+
+    /// Begins to give back what need not wait any more.
+    fn next_release(&mut self) -> Option<Event> {
+        while self.releases.any_waits() {
+            let open = self.session.open_cells();
+            let open = open.map(|(_, cell)| cell.header.msg_id.as_str()).collect();
+            let (asked, targets) = self.releases.next(&open)?;
+            let workers = targets.iter().flat_map(|target| {
+                let workers = self.agents.workers_of(target).into_iter();
+                workers.map(move |worker| (worker, target.clone()))
+            });
+            let workers: BTreeMap<WorkerId, TargetName> = workers.collect();
+            let ids: Vec<WorkerId> = workers.keys().copied().collect();
+            if ids.is_empty() {
+                let mut text = String::new();
+                for target in targets {
+                    // Its workers may have died before.
+                    if self.agents.end_unused(&target) {
+                        text += &format!("released {target}: no worker was left\n");
+                    }
+                }
+                let nothing = text.is_empty().then_some("nothing to release");
+                let shown = magics::printed(nothing.unwrap_or(text.trim_end()));
+                self.told(&asked, Ok(Some(shown)));
+                continue;
+            }
+            self.releases.begin(asked, workers);
+            return retire(ids, true);
+        }
+        None
+    }
+
+    /// A worker was given back, or stays.
+    fn retired(&mut self, retired: &Retired) {
+        if matches!(retired.outcome, Outcome::Ended { .. }) {
+            self.agents.end_unused(&retired.target);
+        }
+        let answered = self.releases.retired(retired);
+        self.released(answered);
+    }
+
+    fn released(&mut self, answered: Vec<Answered>) {
+        for Answered {
+            asked,
+            targets,
+            text,
+        } in answered
+        {
+            for target in &targets {
+                self.agents.end_unused(target);
+            }
+            self.told(&asked, Ok(Some(magics::printed(&text))));
+        }
     }
 
     /// The user does not want to wait: neither for cells nor for a host that asks something.
@@ -521,8 +629,14 @@ impl Driver {
                 self.over(&target);
                 self.modules.lost(&target);
                 let carried = self.values.files.lost(&target);
-                for worker in self.agents.agent_gone(&target) {
-                    self.gone(worker, problem.clone(), how).await;
+                if let Some(waiting) = self.agents.ended(&target) {
+                    for worker in waiting {
+                        self.start_worker(worker, &target).await;
+                    }
+                } else {
+                    for worker in self.agents.agent_gone(&target) {
+                        self.gone(worker, problem.clone(), how).await;
+                    }
                 }
                 self.carried(carried).await;
             }
@@ -592,7 +706,12 @@ impl Driver {
     }
 
     async fn gone(&mut self, worker: WorkerId, problem: Problem, how: Gone) {
+        let target = self.agents.target(worker).cloned();
         self.forget(worker);
+        if let Some(target) = target {
+            let answered = self.releases.died(worker, &target);
+            self.released(answered);
+        }
         self.handle(Event::WorkerGone {
             worker,
             problem,
@@ -890,17 +1009,20 @@ impl Driver {
 
     // --- effects
 
+    async fn start_worker(&mut self, worker: WorkerId, target: &TargetName) {
+        if let Err(problem) = self.agents.start(worker, target, &self.cells).await {
+            // Not from within the session's own turn: as an event of its own.
+            self.agents.report(worker, problem);
+        } else if self.agents.is_connecting(target) {
+            self.notices.waits(target, Wait::Connecting, Instant::now());
+        }
+    }
+
     /// Does what must be done; what has happened by that at once.
     async fn perform(&mut self, effect: Effect) -> Option<Event> {
         match effect {
             Effect::StartWorker { worker, target, .. } => {
-                if let Err(problem) = self.agents.start(worker, &target, &self.cells).await {
-                    // Not from within the session's own turn: as an event of its own.
-                    self.agents.report(worker, problem);
-                } else if self.agents.is_connecting(&target) {
-                    self.notices
-                        .waits(&target, Wait::Connecting, Instant::now());
-                }
+                self.start_worker(worker, &target).await;
             }
             Effect::Status(asked, state) => self.status(&asked, state),
             Effect::Input(asked, count) => {
@@ -1029,7 +1151,7 @@ impl Driver {
                 self.agents.stop(worker);
                 self.forget(worker);
             }
-            Effect::Retired(retired) => self.retired(*retired),
+            Effect::Retired(retired) => self.retired(&retired),
             Effect::Undo(worker, run) => {
                 *self.going_back.entry(worker).or_default() += 1;
                 self.request(worker, &json!({"verb": "undo", "run": run.0}))
@@ -1141,8 +1263,6 @@ impl Driver {
         self.status(asked, "idle");
     }
 
-    fn retired(&mut self, _: crate::session::Retired) {}
-
     async fn end(mut self) {
         if let Some(Ending::Asked(incoming, restart)) = self.ending.take() {
             let content = json!({"status": "ok", "restart": restart});
@@ -1156,6 +1276,15 @@ impl Driver {
         self.agents.shutdown().await;
         self.outbox.flush(FLUSH).await;
     }
+}
+
+/// Workers are to be given back; `force`: even if that loses values.
+fn retire(workers: Vec<WorkerId>, force: bool) -> Option<Event> {
+    Some(Event::Retire {
+        workers,
+        force,
+        request: Box::new(release::request()?),
+    })
 }
 
 /// The name whose completion or documentation a client asks for.

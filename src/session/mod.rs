@@ -29,7 +29,7 @@ pub use event::{
     Answer, Asked, Effect, Event, Gone, Left, Orders, Outcome, PassTo, PreludeFailure, Reply,
     Report, Retired, Taken,
 };
-pub use run::{Cell, GENERATORS, Problem, Request, RunId};
+pub use run::{Cell, GENERATORS, Problem, Request, RunId, is_shown_to_users};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -291,6 +291,13 @@ impl Session {
     pub fn may_run_again(&self, run: RunId) -> bool {
         let again = |run: &Run| run.cell.access.is_step && run.died < run.cell.retry;
         self.runs.get(&run).is_some_and(again)
+    }
+
+    /// The cells that a client has asked for and that are not done, each with its target.
+    pub fn open_cells(&self) -> impl Iterator<Item = (&TargetName, &Arc<Asked>)> {
+        let runs = self.in_order().filter_map(|id| self.runs.get(&id));
+        let asked = runs.filter(|run| run.asked);
+        asked.map(|run| (&run.cell.target, &run.request.message))
     }
 
     /// The cells that a client has asked for and that wait for the target: for one of its workers, for a value that one
@@ -666,7 +673,7 @@ impl Session {
 }
 
 /// A number of bytes, in words.
-fn amount(bytes: u64) -> String {
+pub fn amount(bytes: u64) -> String {
     match bytes {
         0..1000 => format!("{bytes} B"),
         1000..1_000_000 => format!("{} kB", bytes / 1000),

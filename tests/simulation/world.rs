@@ -186,8 +186,11 @@ struct World<'a> {
     agenda: BTreeMap<(u64, u64), Happening>,
     planned: u64,
     places: BTreeMap<WorkerId, Place>,
-    /// Workers to be given back, with the first cell that the session did not know of by then.
-    retiring: BTreeMap<WorkerId, usize>,
+    /// Workers to be given back, with the first cell that the session did not know of by then, and whether they go
+    /// whatever they hold.
+    retiring: BTreeMap<WorkerId, (usize, bool)>,
+    /// What was told of the workers that stay.
+    told: BTreeMap<WorkerId, BTreeSet<Name>>,
     runs: BTreeMap<RunId, Running>,
     /// Values that have been taken and not released.
     values: BTreeMap<u64, (WorkerId, Contents)>,
@@ -232,6 +235,7 @@ impl<'a> World<'a> {
             planned: 0,
             places: BTreeMap::new(),
             retiring: BTreeMap::new(),
+            told: BTreeMap::new(),
             runs: BTreeMap::new(),
             values: BTreeMap::new(),
             released: BTreeSet::new(),
@@ -600,7 +604,8 @@ impl<'a> World<'a> {
         let expected = self.client.expected.back().map_or(0, |last| last + 1);
         let unknown = self.client.next.max(expected);
         for worker in &workers {
-            self.retiring.entry(*worker).or_insert(unknown);
+            let (_, forced) = self.retiring.entry(*worker).or_insert((unknown, force));
+            *forced |= force;
         }
         let mut request = self.request(0, false);
         request.message = Arc::new(Asked {
@@ -630,22 +635,8 @@ impl<'a> World<'a> {
             ..
         } = retired;
         let wrong = |what: String| Err(Violation::new(Invariant::GivenBack, what));
-        if self.retiring.remove(&worker).is_none() {
+        let Some((_, force)) = self.retiring.remove(&worker) else {
             return wrong(format!("worker {} was not to be given back", worker.0));
-        }
-        self.statistics.brought += brought.len() as u64;
-        let left: Vec<Name> = match outcome {
-            Retirement::Ended { again, lost } => {
-                self.statistics.given_back += 1;
-                let left: Vec<Name> = again.into_keys().chain(lost.into_keys()).collect();
-                self.judge.left(left.iter().cloned());
-                self.statistics.left += left.len() as u64;
-                left
-            }
-            Retirement::Kept { values, .. } => {
-                self.statistics.kept += 1;
-                values.into_keys().collect()
-            }
         };
         let Program {
             deaths,
@@ -654,6 +645,31 @@ impl<'a> World<'a> {
             ..
         } = self.program;
         let all_goes_well = deaths.is_empty() && *bad_starts == 0 && *bad_carries == 0;
+        self.statistics.brought += brought.len() as u64;
+        let left: Vec<Name> = match outcome {
+            Retirement::Ended { lost, .. } if !force && !lost.is_empty() => {
+                return wrong(format!("worker {} goes, and with it {lost:?}", worker.0));
+            }
+            Retirement::Kept { .. } if force && all_goes_well => {
+                return wrong(format!("worker {} stays although it must go", worker.0));
+            }
+            Retirement::Ended { again, lost } => {
+                self.statistics.given_back += 1;
+                let left: Vec<Name> = again.into_keys().chain(lost.into_keys()).collect();
+                self.judge.left(left.iter().cloned());
+                self.statistics.left += left.len() as u64;
+                left
+            }
+            Retirement::Kept { values, is_new } => {
+                self.statistics.kept += 1;
+                let names: BTreeSet<Name> = values.into_keys().collect();
+                let told = self.told.insert(worker, names.clone());
+                if !is_new && told.as_ref() != Some(&names) {
+                    return wrong(format!("why worker {} stays is not told", worker.0));
+                }
+                names.into_iter().collect()
+            }
+        };
         let is_locked = |name: &&Name| self.judge.model.is_locked(name);
         if all_goes_well && let Some(name) = left.iter().find(|name| !is_locked(name)) {
             return wrong(format!(
@@ -1045,7 +1061,7 @@ impl<'a> World<'a> {
         let is_cell = cell < self.program.cells.len();
         self.statistics.remade += u64::from(orders.unseen && is_cell);
         let unknown = self.retiring.get(&worker);
-        if is_cell && !orders.unseen && unknown.is_some_and(|first| cell >= *first) {
+        if is_cell && !orders.unseen && unknown.is_some_and(|(first, _)| cell >= *first) {
             return Err(Violation::new(
                 Invariant::GivenBack,
                 format!(
