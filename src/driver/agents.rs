@@ -1,7 +1,7 @@
 //! The agents of this session: the one inside this process for `home`, a process each for local targets, and
 //! one on each far host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use cellferry_wire::protocol::{
 use cellferry_wire::{Connection, Sender};
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -89,6 +90,21 @@ enum Link {
     },
     /// On another machine.
     Far(Far),
+}
+
+impl Link {
+    /// Ends the agent and its workers.
+    async fn end(self) {
+        match self {
+            Self::Here(agent) => agent.shutdown().await,
+            Self::Process { sender, mut child } => {
+                sender.queue(ToAgent::Shutdown);
+                sender.finish();
+                let _ = child.wait().await;
+            }
+            Self::Far(far) => far.shutdown().await,
+        }
+    }
 }
 
 /// A worker's place, as the user would say it.
@@ -219,6 +235,9 @@ pub struct Agents {
     home_dir: PathBuf,
     links: HashMap<TargetName, Link>,
     workers: HashMap<WorkerId, Seat>,
+    /// Targets whose agent is being ended, with the workers to be started by the next one.
+    ending: HashMap<TargetName, Vec<WorkerId>>,
+    endings: JoinSet<()>,
     /// What far agents said of themselves.
     hellos: HashMap<TargetName, Hello>,
     arrivals: Arc<Arrivals>,
@@ -242,6 +261,8 @@ impl Agents {
             home_dir: std::env::current_dir().unwrap_or_default(),
             links: HashMap::new(),
             workers: HashMap::new(),
+            ending: HashMap::new(),
+            endings: JoinSet::new(),
             hellos: HashMap::new(),
             arrivals,
             run_dir: None,
@@ -338,6 +359,10 @@ impl Agents {
         }
         let location = seat.location.clone();
         self.workers.insert(worker, seat);
+        if let Some(waiting) = self.ending.get_mut(&location) {
+            waiting.push(worker);
+            return Ok(());
+        }
         self.prepare(target)?;
         if !self.links.contains_key(&location) {
             let (arrivals, events) = (self.arrivals.clone(), self.events.clone());
@@ -602,11 +627,6 @@ impl Agents {
         self.clusters.allocation_of(location).cloned()
     }
 
-    /// The allocations of batch systems.
-    pub fn clusters(&mut self) -> &mut Clusters {
-        &mut self.clusters
-    }
-
     /// Where a worker is.
     pub fn target(&self, worker: WorkerId) -> Option<&TargetName> {
         self.workers.get(&worker).map(|seat| &seat.target)
@@ -617,11 +637,87 @@ impl Agents {
         self.links.remove(target);
         self.hellos.remove(target);
         self.clusters.lost(target);
-        let of_target = self
+        let workers = self.workers.iter();
+        let there = workers.filter(|(_, seat)| seat.location == *target);
+        there.map(|(worker, _)| *worker).collect()
+    }
+
+    /// The workers of a target, in any shape.
+    pub fn workers_of(&self, target: &TargetName) -> Vec<WorkerId> {
+        let workers = self.workers.iter();
+        let of_target = workers.filter(|(_, seat)| Shape::parse(&seat.target).target == **target);
+        of_target.map(|(worker, _)| *worker).collect()
+    }
+
+    /// The targets that are not on this machine and have an agent, or an allocation.
+    pub fn far_targets(&self) -> BTreeSet<TargetName> {
+        let links = self.links.iter();
+        let far = links.filter(|(_, link)| matches!(link, Link::Far(_)));
+        let hosts = far.map(|(location, _)| location.clone());
+        let hosts = hosts.filter(|location| self.clusters.allocation_of(location).is_none());
+        hosts.chain(self.clusters.targets()).collect()
+    }
+
+    /// Ends the agent of a target that has no worker any more, or its allocations, and says whether there were any; the end
+    /// of an agent is told as an event.
+    pub fn end_unused(&mut self, target: &TargetName) -> bool {
+        if !self.workers_of(target).is_empty() || **target == *HOME {
+            return false;
+        }
+        let allocations = self.clusters.of_target(target);
+        for allocation in &allocations {
+            self.release(allocation);
+        }
+        if let Some(link) = self.links.remove(target) {
+            self.ending.insert(target.clone(), Vec::new());
+            self.endings.spawn(link.end());
+            return true;
+        }
+        !allocations.is_empty()
+    }
+
+    /// Gives an allocation back that has no worker any more.
+    pub fn release(&mut self, allocation: &TargetName) {
+        for location in self.clusters.release(allocation) {
+            // A link that is dropped ends its agent, and is told as gone.
+            self.links.remove(&location);
+        }
+    }
+
+    /// The workers at a location, or on the nodes of an allocation.
+    pub fn workers_at(&self, place: &TargetName) -> Vec<WorkerId> {
+        let workers = self.workers.keys();
+        workers
+            .copied()
+            .filter(|worker| self.is_at(*worker, place))
+            .collect()
+    }
+
+    /// The allocations that steps have not used for as long as their targets allow. `is_used` says whether a worker is.
+    pub fn idle_allocations(&mut self, is_used: impl Fn(WorkerId) -> bool) -> Vec<TargetName> {
+        let used: HashSet<&TargetName> = self
             .workers
             .iter()
-            .filter(|(_, seat)| seat.location == *target);
-        of_target.map(|(worker, _)| *worker).collect()
+            .filter(|(worker, _)| is_used(**worker))
+            .map(|(_, seat)| &seat.location)
+            .collect();
+        self.clusters.idle(|location| used.contains(location))
+    }
+
+    /// Whether there are allocations.
+    pub fn has_allocations(&self) -> bool {
+        self.clusters.any()
+    }
+
+    /// The workers that wait for an agent to end as it should, with their targets; `None` if it was not to end.
+    pub fn ended(&mut self, location: &TargetName) -> Option<Vec<(WorkerId, TargetName)>> {
+        let waiting = self.ending.remove(location)?;
+        self.hellos.remove(location);
+        let wanted = waiting.into_iter().filter_map(|worker| {
+            let seat = self.workers.get(&worker)?;
+            Some((worker, seat.target.clone()))
+        });
+        Some(wanted.collect())
     }
 
     /// Tells, as an event, that a worker could not be started.
@@ -749,27 +845,15 @@ impl Agents {
 
     /// Ends all agents and their workers, and removes all files. Allocations are given back, or left to the next kernel if it
     /// `restarts` and they may be kept.
-    pub async fn shutdown(self, restarts: bool) {
-        let mut endings = Vec::new();
+    pub async fn shutdown(mut self, restarts: bool) {
         for (location, link) in self.links {
             // One that has not come yet cannot be told to end; its job is ended.
             let is_waiting = !self.hellos.contains_key(&location);
-            let of_job = self.clusters.allocation_of(&location).is_some();
-            endings.push(async move {
-                match link {
-                    Link::Here(agent) => agent.shutdown().await,
-                    Link::Process { sender, mut child } => {
-                        sender.queue(ToAgent::Shutdown);
-                        sender.finish();
-                        let _ = child.wait().await;
-                    }
-                    Link::Far(_) if of_job && is_waiting => {}
-                    Link::Far(far) => far.shutdown().await,
-                }
-            });
+            if !is_waiting || self.clusters.allocation_of(&location).is_none() {
+                self.endings.spawn(link.end());
+            }
         }
-        let ended = timeout(END_LIMIT, futures::future::join_all(endings));
-        if ended.await.is_err() {
+        if timeout(END_LIMIT, self.endings.join_all()).await.is_err() {
             tracing::warn!("not all workers ended in time; they are killed");
         }
         if timeout(RELEASE_LIMIT, self.clusters.end(restarts))

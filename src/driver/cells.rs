@@ -260,8 +260,12 @@ impl Cells {
         if rest.is_empty() {
             return Vec::new();
         }
+        // What comes after a release starts workers anew.
+        let releases =
+            |cell: &FileCell| matches!(Magic::parse(&cell.source), Some(Ok(Magic::Release(_))));
         let rest = rest
             .into_iter()
+            .take_while(|(_, cell)| !releases(cell))
             .filter(|(_, cell)| Magic::parse(&cell.source).is_none());
         self.expected = Expected {
             cells: rest.collect(),

@@ -1,4 +1,4 @@
-//! The kernel's own magics, `%cellferry …`: answered at once, whatever runs.
+//! The kernel's own magics, `%cellferry …`: answered at once, whatever runs, but for `release`, which takes its time.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::spelling::nearest;
 
 /// The first word of them all.
 const MAGIC: &str = "%cellferry";
-const WORDS: [&str; 3] = ["status", "where", "graph"];
+const WORDS: [&str; 4] = ["status", "where", "graph", "release"];
 
 /// What a cell asks of the kernel itself.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub enum Magic {
     Where(Name),
     /// A picture of the cells so far.
     Graph,
+    /// Ends the workers of a target, or of all that are not on this machine.
+    Release(Option<String>),
 }
 
 impl Magic {
@@ -29,10 +31,16 @@ impl Magic {
             return None;
         }
         let wrong = |what: String| Err(Problem::new("UsageError", what));
-        let usage = format!("`{MAGIC} status`, `{MAGIC} where NAME` or `{MAGIC} graph`");
+        let usage = format!(
+            "`{MAGIC} status`, `{MAGIC} where NAME`, `{MAGIC} graph` or `{MAGIC} release [TARGET]`"
+        );
         Some(match (words.next(), words.next(), words.next()) {
             (Some("status"), None, _) => Ok(Self::Status),
             (Some("graph"), None, _) => Ok(Self::Graph),
+            (Some("release"), target, None) => Ok(Self::Release(target.map(str::to_owned))),
+            (Some("release"), ..) => wrong(format!(
+                "say one target, or none for all: `{MAGIC} release TARGET`"
+            )),
             (Some("where"), Some(name), None) => Ok(Self::Where(Name::from(name))),
             (Some("where"), ..) => wrong(format!("say which name: `{MAGIC} where NAME`")),
             (None, ..) => wrong(format!("say what: {usage}")),
@@ -43,9 +51,9 @@ impl Magic {
         })
     }
 
-    /// The output to show: type and content of the message.
-    pub fn answer(&self, session: &Session, source: &str) -> (&'static str, Value) {
-        match self {
+    /// The output to show at once: type and content of the message; none if the answer takes its time.
+    pub fn answer(&self, session: &Session, source: &str) -> Option<(&'static str, Value)> {
+        Some(match self {
             Self::Status => {
                 let mut lines = vec![format!("metadata comes from {source}")];
                 lines.extend(session.overview());
@@ -64,11 +72,13 @@ impl Magic {
                 let content = json!({"data": data, "metadata": {}, "transient": {}});
                 ("display_data", content)
             }
-        }
+            Self::Release(_) => return None,
+        })
     }
 }
 
-fn printed(text: &str) -> (&'static str, Value) {
+/// Text that a cell shows: type and content of the message.
+pub fn printed(text: &str) -> (&'static str, Value) {
     (
         "stream",
         json!({"name": "stdout", "text": format!("{text}\n")}),
@@ -89,6 +99,14 @@ mod tests {
             Magic::parse("%cellferry where x"),
             Some(Ok(Magic::Where(Name::from("x"))))
         );
+        assert_eq!(
+            Magic::parse("%cellferry release"),
+            Some(Ok(Magic::Release(None)))
+        );
+        assert_eq!(
+            Magic::parse("%cellferry release ssh:lab"),
+            Some(Ok(Magic::Release(Some("ssh:lab".to_owned()))))
+        );
         for other in ["%cellferry status\n1", "x = 1", "", "%cellferrystatus"] {
             assert_eq!(Magic::parse(other), None, "{other}");
         }
@@ -96,6 +114,7 @@ mod tests {
         assert!(told("%cellferry grahp").contains("did you mean `graph`"));
         assert!(told("%cellferry where").contains("where NAME"));
         assert!(told("%cellferry graph x").contains("nothing more"));
+        assert!(told("%cellferry release a b").contains("one target"));
         assert!(told("%cellferry").contains("status"));
     }
 }

@@ -19,10 +19,11 @@ mod orders;
 mod parent;
 mod probe;
 mod questions;
+mod release;
 mod values;
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -53,12 +54,15 @@ use self::files::{Modules, Staging};
 use self::magics::Magic;
 use self::notices::{Notices, Wait};
 use self::questions::{Asker, Questions, Waiting};
+use self::release::{Answered, Releases};
 use self::values::Values;
 use crate::analysis::python::completion_root;
 use crate::session::{
-    Answer, Asked, Effect, Event, Gone, HOME, Orders, PassTo, Problem, Reply, RunId, Session,
-    Taken, TargetName,
+    Answer, Asked, Effect, Event, Gone, HOME, Orders, Outcome, PassTo, Problem, Reply, Retired,
+    RunId, Session, Taken, TargetName,
 };
+use crate::target::config::Place;
+use crate::target::shape::Shape;
 
 /// How long answers may take to leave before the process ends: ZeroMQ has no linger here.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -127,6 +131,8 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         shown: HashMap::new(),
         questions: Questions::default(),
         notices: Notices::default(),
+        idle: HashMap::new(),
+        releases: Releases::default(),
         warm: false,
         ending: None,
     };
@@ -147,7 +153,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
             _ = interrupts.recv() => driver.interrupt().await,
             _ = terminations.recv() => driver.ending = Some(Ending::Silent),
             () = &mut orphaned => driver.ending = Some(Ending::Silent),
-            _ = ticks.tick(), if driver.notices.any() => driver.notice(),
+            _ = ticks.tick(), if driver.notices.any() || driver.agents.has_allocations() => driver.tick().await,
             Some(arrival) = async { tokio::select! {
                 incoming = requests.recv() => incoming.map(Arrival::Request),
                 event = events.recv() => event.map(Arrival::Location),
@@ -199,6 +205,9 @@ struct Driver {
     shown: HashMap<WorkerId, Bytes>,
     questions: Questions,
     notices: Notices,
+    /// Workers that end because their allocation has not been used for long.
+    idle: HashMap<WorkerId, TargetName>,
+    releases: Releases,
     warm: bool,
     ending: Option<Ending>,
 }
@@ -215,7 +224,7 @@ struct ReplyContent {
 impl Driver {
     async fn handle(&mut self, event: Event) {
         let mut events = VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
+        while let Some(event) = events.pop_front().or_else(|| self.next_release()) {
             for effect in self.session.handle(event) {
                 events.extend(self.perform(effect).await);
             }
@@ -275,7 +284,7 @@ impl Driver {
             }
             (Channel::Shell, "execute_request") => {
                 if let Some(magic) = Magic::parse(&self.cells.code(&asked)) {
-                    self.tell(&asked, magic);
+                    self.tell(&asked, magic).await;
                 } else {
                     self.execute(&asked).await;
                 }
@@ -370,13 +379,32 @@ impl Driver {
     }
 
     /// A cell that the kernel answers itself, whatever runs.
-    fn tell(&self, asked: &Asked, magic: Result<Magic, Problem>) {
+    async fn tell(&mut self, asked: &Arc<Asked>, magic: Result<Magic, Problem>) {
         self.status(asked, "busy");
+        let shown = match magic {
+            Ok(Magic::Release(target)) => match self.release(asked, target.as_deref()) {
+                Ok(()) => {
+                    if let Some(event) = self.next_release() {
+                        self.handle(event).await;
+                    }
+                    return;
+                }
+                Err(problem) => Err(problem),
+            },
+            Ok(magic) => Ok(magic.answer(&self.session, &self.cells.source())),
+            Err(problem) => Err(problem),
+        };
+        self.told(asked, shown);
+    }
+
+    /// What such a cell shows, and its end.
+    fn told(&self, asked: &Asked, shown: Result<Option<(&str, serde_json::Value)>, Problem>) {
         let count = self.session.count();
-        let content = match magic {
-            Ok(magic) => {
-                let (msg_type, shown) = magic.answer(&self.session, &self.cells.source());
-                self.publish(self.author.message(msg_type, Some(&asked.message), &shown));
+        let content = match shown {
+            Ok(shown) => {
+                if let Some((msg_type, shown)) = shown {
+                    self.publish(self.author.message(msg_type, Some(&asked.message), &shown));
+                }
                 json!({"status": "ok", "execution_count": count, "user_expressions": {}, "payload": []})
             }
             Err(problem) => {
@@ -393,6 +421,98 @@ impl Driver {
                 .message("execute_reply", Some(&asked.message), &content),
         );
         self.status(asked, "idle");
+    }
+
+    /// A cell asks to give workers back: it is done after the cells before it that run there.
+    fn release(&mut self, asked: &Arc<Asked>, target: Option<&str>) -> Result<(), Problem> {
+        let wrong = |what: String| Problem::new("TargetError", what);
+        let targets: BTreeSet<TargetName> = match target {
+            Some(HOME) => {
+                let what = "the worker of `home` holds the notebook's own values and stays; to end it, restart the kernel";
+                return Err(wrong(what.to_owned()));
+            }
+            Some(name) => {
+                let target = self.cells.target(name);
+                target.map_err(|error| wrong(error.to_string()))?;
+                BTreeSet::from([TargetName::from(name)])
+            }
+            None => {
+                let is_far = |target: &TargetName| {
+                    let target = self.cells.target(target);
+                    target.is_ok_and(|target| !matches!(target.place, Place::Local))
+                };
+                let open = self.session.open_cells().map(|(target, _)| base(target));
+                let mut targets = self.agents.far_targets();
+                targets.extend(open.filter(is_far));
+                targets
+            }
+        };
+        let open = self.session.open_cells();
+        let before = open.filter(|(target, _)| targets.contains(&base(target)));
+        let before = before.map(|(_, cell)| cell.header.msg_id.clone()).collect();
+        self.releases.add(asked.clone(), targets, before);
+        Ok(())
+    }
+
+    /// Begins to give back what need not wait any more.
+    fn next_release(&mut self) -> Option<Event> {
+        while self.releases.any_waits() {
+            let open = self.session.open_cells();
+            let open = open.map(|(_, cell)| cell.header.msg_id.as_str()).collect();
+            let (asked, targets) = self.releases.next(&open)?;
+            let workers = targets.iter().flat_map(|target| {
+                let workers = self.agents.workers_of(target).into_iter();
+                workers.map(move |worker| (worker, target.clone()))
+            });
+            let workers: BTreeMap<WorkerId, TargetName> = workers.collect();
+            let ids: Vec<WorkerId> = workers.keys().copied().collect();
+            if ids.is_empty() {
+                let mut text = String::new();
+                for target in targets {
+                    // Its workers may have died before.
+                    if self.agents.end_unused(&target) {
+                        text += &format!("released {target}: no worker was left\n");
+                    }
+                }
+                let nothing = text.is_empty().then_some("nothing to release");
+                let shown = magics::printed(nothing.unwrap_or(text.trim_end()));
+                self.told(&asked, Ok(Some(shown)));
+                continue;
+            }
+            self.releases.begin(asked, workers);
+            return retire(ids, true);
+        }
+        None
+    }
+
+    /// A worker was given back, or stays.
+    fn retired(&mut self, retired: &Retired) {
+        let ended = matches!(retired.outcome, Outcome::Ended { .. });
+        if let Some(allocation) = self.idle.remove(&retired.worker)
+            && ended
+            && self.agents.workers_at(&allocation).is_empty()
+        {
+            tracing::info!("{allocation} was not used for long and is given back");
+            self.agents.release(&allocation);
+        } else if ended {
+            self.agents.end_unused(&base(&retired.target));
+        }
+        let answered = self.releases.retired(retired);
+        self.released(answered);
+    }
+
+    fn released(&mut self, answered: Vec<Answered>) {
+        for Answered {
+            asked,
+            targets,
+            text,
+        } in answered
+        {
+            for target in &targets {
+                self.agents.end_unused(target);
+            }
+            self.told(&asked, Ok(Some(magics::printed(&text))));
+        }
     }
 
     /// The user does not want to wait: neither for cells nor for a host that asks something.
@@ -445,6 +565,27 @@ impl Driver {
             self.outbox.send(cellferry_kernel::Channel::Stdin, message);
         }
         self.questions.waiting.extend(later);
+    }
+
+    /// A second has passed.
+    async fn tick(&mut self) {
+        self.notice();
+        let session = &self.session;
+        for allocation in self
+            .agents
+            .idle_allocations(|worker| session.is_in_use(worker))
+        {
+            let workers = self.agents.workers_at(&allocation);
+            if workers.is_empty() {
+                self.agents.release(&allocation);
+                continue;
+            }
+            let named = workers.iter().map(|worker| (*worker, allocation.clone()));
+            self.idle.extend(named);
+            if let Some(event) = retire(workers, false) {
+                self.handle(event).await;
+            }
+        }
     }
 
     /// The cells that wait for something at a location, or on a node of an allocation.
@@ -560,8 +701,14 @@ impl Driver {
                 self.over(&target);
                 self.modules.lost(&target);
                 let carried = self.values.files.lost(&target);
-                for worker in self.agents.agent_gone(&target) {
-                    self.gone(worker, problem.clone(), how).await;
+                if let Some(waiting) = self.agents.ended(&target) {
+                    for (worker, target) in waiting {
+                        self.start_worker(worker, &target).await;
+                    }
+                } else {
+                    for worker in self.agents.agent_gone(&target) {
+                        self.gone(worker, problem.clone(), how).await;
+                    }
                 }
                 self.carried(carried).await;
             }
@@ -635,6 +782,9 @@ impl Driver {
 
     async fn gone(&mut self, worker: WorkerId, problem: Problem, how: Gone) {
         self.forget(worker);
+        self.idle.remove(&worker);
+        let answered = self.releases.died(worker);
+        self.released(answered);
         self.handle(Event::WorkerGone {
             worker,
             problem,
@@ -932,16 +1082,20 @@ impl Driver {
 
     // --- effects
 
+    async fn start_worker(&mut self, worker: WorkerId, target: &TargetName) {
+        if let Err(problem) = self.agents.start(worker, target, &self.cells).await {
+            // Not from within the session's own turn: as an event of its own.
+            self.agents.report(worker, problem);
+        } else if let Some(host) = self.agents.connecting_to(worker) {
+            self.notices.waits(&host, Wait::Connecting, Instant::now());
+        }
+    }
+
     /// Does what must be done; what has happened by that at once.
     async fn perform(&mut self, effect: Effect) -> Option<Event> {
         match effect {
             Effect::StartWorker { worker, target, .. } => {
-                if let Err(problem) = self.agents.start(worker, &target, &self.cells).await {
-                    // Not from within the session's own turn: as an event of its own.
-                    self.agents.report(worker, problem);
-                } else if let Some(host) = self.agents.connecting_to(worker) {
-                    self.notices.waits(&host, Wait::Connecting, Instant::now());
-                }
+                self.start_worker(worker, &target).await;
             }
             Effect::Status(asked, state) => self.status(&asked, state),
             Effect::Input(asked, count) => {
@@ -1070,6 +1224,7 @@ impl Driver {
                 self.agents.stop(worker);
                 self.forget(worker);
             }
+            Effect::Retired(retired) => self.retired(&retired),
             Effect::Undo(worker, run) => {
                 *self.going_back.entry(worker).or_default() += 1;
                 self.request(worker, &json!({"verb": "undo", "run": run.0}))
@@ -1196,6 +1351,20 @@ impl Driver {
         self.agents.shutdown(restarts).await;
         self.outbox.flush(FLUSH).await;
     }
+}
+
+/// Workers are to be given back; `force`: even if that loses values.
+fn retire(workers: Vec<WorkerId>, force: bool) -> Option<Event> {
+    Some(Event::Retire {
+        workers,
+        force,
+        request: Box::new(release::request()?),
+    })
+}
+
+/// The target of which this is a shape, or it itself.
+fn base(target: &TargetName) -> TargetName {
+    Shape::parse(target).target.into()
 }
 
 /// The name whose completion or documentation a client asks for.

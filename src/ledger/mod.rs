@@ -79,6 +79,8 @@ pub struct Lost {
     pub made_by: u32,
     /// The worker that held it, as messages name it.
     pub held_by: String,
+    /// What became of that worker: `died`, or how else it ended.
+    pub end: String,
 }
 
 /// How many more versions than current ones are remembered before old ones are forgotten.
@@ -119,8 +121,8 @@ pub struct Ledger {
     company: Company,
     /// Versions of which it is known what they share objects with.
     followed: BTreeSet<Version>,
-    /// Versions whose only holder died, and what messages call it.
-    lost: BTreeMap<Version, String>,
+    /// Versions whose only holder is gone, what messages call it, and how it ended.
+    lost: BTreeMap<Version, (String, String)>,
     /// Versions handed out when old ones were forgotten last.
     forgotten: u64,
     /// Versions handed out so far.
@@ -530,23 +532,45 @@ impl Ledger {
             .unwrap_or_default()
     }
 
-    /// A worker is gone: what only it held is lost.
-    pub fn worker_lost(&mut self, worker: WorkerId, held_by: &str) {
+    /// What a prelude brought to a worker, although no cell ran there.
+    pub fn brought(&mut self, view: &Namespace, worker: WorkerId, plan: &Plan) {
+        let mut described = Delta::default();
+        self.arrived(view, worker, plan, &mut described);
+        // Of a last result that is among it the display hook has the object of before.
+        self.held.entry(worker).or_default().shown.clear();
+        let committed = Arc::make_mut(&mut self.committed);
+        for (name, entry) in described.entries {
+            if let Some(entry) = entry
+                && committed.version(&name) == Some(entry.version)
+            {
+                committed.entries.insert(name, entry);
+            }
+        }
+    }
+
+    /// A worker is gone: what only it held is lost. `end` says of a version what became of the worker.
+    pub fn worker_lost(
+        &mut self,
+        worker: WorkerId,
+        held_by: &str,
+        end: impl Fn(Version) -> String,
+    ) {
         let Some(gone) = self.held.remove(&worker) else {
             return;
         };
         for (name, version) in gone.names {
             let has = |held: &Held| held.names.get(&name) == Some(&version);
             if version != SPOILT && !self.held.values().any(has) {
-                self.lost.insert(version, held_by.to_owned());
+                self.lost
+                    .insert(version, (held_by.to_owned(), end(version)));
             }
         }
     }
 
-    /// What to say of a name whose value nobody holds any more; `None` if it is not because a worker died.
+    /// What to say of a name whose value nobody holds any more; `None` if it is not because a worker is gone.
     pub fn lost(&self, view: &Namespace, name: &Name) -> Option<Lost> {
         let entry = view.get(name.as_str())?;
-        let held_by = self.lost.get(&entry.version)?;
+        let (held_by, end) = self.lost.get(&entry.version)?;
         self.holders(view, name.as_str())
             .next()
             .is_none()
@@ -554,20 +578,25 @@ impl Ledger {
                 type_name: entry.description().type_name.clone(),
                 made_by: entry.made_by,
                 held_by: held_by.clone(),
+                end: end.clone(),
             })
     }
 
     /// The names of `view` that can neither be had from anybody nor replayed from source.
     pub fn missing<'a>(&'a self, view: &'a Namespace) -> impl Iterator<Item = &'a Name> {
+        let has_holder = |name: &Name| self.holders(view, name.as_str()).next().is_some();
+        self.carried(view).filter(move |name| !has_holder(name))
+    }
+
+    /// The names of `view` that cannot be replayed from source.
+    pub fn carried<'a>(&'a self, view: &'a Namespace) -> impl Iterator<Item = &'a Name> {
         let replayable = |entry: &Entry| match &entry.content {
             Content::Definition(chain, _) => view.replayable(chain, &BTreeSet::new()),
             Content::Value(_) => false,
         };
         view.entries
             .iter()
-            .filter(move |(name, entry)| {
-                !replayable(entry) && self.holders(view, name.as_str()).next().is_none()
-            })
+            .filter(move |(_, entry)| !replayable(entry))
             .map(|(name, _)| name)
     }
 

@@ -202,7 +202,7 @@ fn a_dead_worker_loses_values_but_not_definitions() {
         &[("x", Kind::Value), ("f", Kind::Function)],
         &[function("f", &[])],
     );
-    ledger.worker_lost(LAB, "`lab`");
+    ledger.worker_lost(LAB, "`lab`", |_| "died".to_owned());
     let plan = planned(&ledger, HOME, &must(&["x", "f"]), &[]);
     assert_eq!(plan.absent, names(&["x"]));
     let lost = ledger.lost(ledger.committed(), &Name::from("x")).unwrap();

@@ -47,6 +47,16 @@ pub enum Event {
     },
     /// A client asks to interrupt what runs.
     Interrupt,
+    /// These workers are to be given back: they get no further run, and end once what only they hold is at home.
+    /// What becomes of each is an [`Effect::Retired`]. Home workers and those that are gone are not concerned.
+    Retire {
+        /// Which.
+        workers: Vec<WorkerId>,
+        /// Whether they go even if they hold something that can neither be carried nor made again.
+        force: bool,
+        /// A request of our own, silent and without code: by it the home worker is given what is brought there.
+        request: Box<Request>,
+    },
     /// A worker is ready for cells.
     WorkerReady(WorkerId),
     /// A worker could not be started, or died.
@@ -217,6 +227,47 @@ pub enum Taken {
     Interrupted,
 }
 
+/// Why a value could not be brought home.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Its Python type.
+    pub type_name: String,
+    /// Why, as the end of a sentence.
+    pub reason: String,
+}
+
+/// What became of a worker that was to be given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retired {
+    /// Which.
+    pub worker: WorkerId,
+    /// Of which target.
+    pub target: TargetName,
+    /// Values that have been brought home because only it, or others that go, held them: about how large each is, in bytes.
+    pub brought: BTreeMap<Name, u64>,
+    /// Whether it is ended, or stays.
+    pub outcome: Outcome,
+}
+
+/// Whether a worker that was to be given back is ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is.
+    Ended {
+        /// Values that could not be brought home, and will be made again by the steps that made them.
+        again: BTreeMap<Name, Left>,
+        /// Those that cannot be made again either, and are lost.
+        lost: BTreeMap<Name, Left>,
+    },
+    /// It stays, and gets runs as before: it holds values that would be lost.
+    Kept {
+        /// Which.
+        values: BTreeMap<Name, Left>,
+        /// Whether this has not been told before.
+        is_new: bool,
+    },
+}
+
 /// What must be done.
 #[derive(Debug)]
 pub enum Effect {
@@ -283,6 +334,8 @@ pub enum Effect {
     },
     /// End a worker that is of no use any more.
     Stop(WorkerId),
+    /// A worker that was to be given back has been stopped, so that its location may end, or stays after all.
+    Retired(Box<Retired>),
     /// The worker goes back to what it was before the run.
     Undo(WorkerId, RunId),
     /// The run will not be undone: what was kept for that can go.

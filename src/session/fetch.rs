@@ -78,7 +78,7 @@ impl Session {
             }
             return self.take_back(BTreeSet::from([id]));
         }
-        if !plan.apart.is_empty() && !unseen {
+        if !plan.apart.is_empty() && (!unseen || self.brings_home(id)) {
             let later = self.replaced_by(seq, &plan.apart);
             if !later.is_empty() {
                 return begun && self.take_back_for_good(later);
@@ -156,7 +156,12 @@ impl Session {
         if let Some(drops) = self.drops_unseen(worker, run) {
             plan.drop_only(drops);
         }
-        let changeable = view.changeable(&plan.touched);
+        let changeable = if self.brings_home(id) {
+            // It has no cell that could change anything.
+            BTreeSet::new()
+        } else {
+            view.changeable(&plan.touched)
+        };
         let (mut only_here, mut also_elsewhere) = (BTreeSet::new(), BTreeSet::new());
         let (mut watched, mut steady) = (BTreeSet::new(), BTreeSet::new());
         for name in &changeable {
@@ -268,7 +273,7 @@ impl Session {
     }
 
     /// These wait for their turn, so that the same does not happen once more.
-    fn take_back_for_good(&mut self, runs: BTreeSet<RunId>) -> bool {
+    pub(super) fn take_back_for_good(&mut self, runs: BTreeSet<RunId>) -> bool {
         for id in &runs {
             if let Some(run) = self.runs.get_mut(id) {
                 run.in_turn = true;

@@ -152,8 +152,10 @@ impl Session {
             return false;
         };
         if run.unseen.is_some() {
-            let again = failure.ename == NO_DIRECT_COPY && !self.indirect;
-            self.indirect |= again;
+            let other_way = failure.ename == NO_DIRECT_COPY && !self.indirect;
+            self.indirect |= other_way;
+            // An interrupt is not meant for what is brought home.
+            let again = other_way || self.brings_home(id) && failure.ename == "KeyboardInterrupt";
             self.not_made_again(id, (!again).then(|| failure.reason().to_owned()));
             return true;
         }

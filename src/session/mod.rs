@@ -20,14 +20,16 @@ mod parcels;
 mod past;
 mod remake;
 mod requests;
+mod retire;
 mod run;
 mod schedule;
 mod undo;
 
 pub use event::{
-    Answer, Asked, Effect, Event, Gone, Orders, PassTo, PreludeFailure, Reply, Report, Taken,
+    Answer, Asked, Effect, Event, Gone, Left, Orders, Outcome, PassTo, PreludeFailure, Reply,
+    Report, Retired, Taken,
 };
-pub use run::{Cell, GENERATORS, Problem, Request, RunId};
+pub use run::{Cell, GENERATORS, Problem, Request, RunId, is_shown_to_users};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -37,6 +39,7 @@ use cellferry_wire::protocol::WorkerId;
 use self::lineage::Lineage;
 use self::parcels::Parcel;
 use self::past::Past;
+use self::retire::Retiring;
 use self::run::{Run, State};
 use self::undo::Dying;
 use crate::graph::svg::{self, Picture};
@@ -67,6 +70,16 @@ struct Worker {
     spare: bool,
 }
 
+impl Worker {
+    /// Whether all that it was given is committed.
+    fn is_quiet(&self) -> bool {
+        self.runs.is_empty() && self.dying.is_none()
+    }
+}
+
+/// What became of most workers that are gone.
+const DIED: &str = "died";
+
 /// How often a run gets another worker because its worker died before it came to its cell.
 const STUMBLES: u32 = 3;
 
@@ -88,8 +101,9 @@ pub struct Session {
     workers: BTreeMap<WorkerId, Worker>,
     parcels: BTreeMap<u64, Parcel>,
     lineage: Lineage,
-    /// The runs that make something again.
+    /// The runs that nobody sees.
     unseen: BTreeSet<RunId>,
+    retiring: Retiring,
     next_worker: u32,
     next_run: u64,
     next_seq: u64,
@@ -127,6 +141,11 @@ impl Session {
             Event::Unexpected => self.unexpected(),
             Event::PassOn { request, to } => self.pass_on(request, &to),
             Event::Interrupt => self.interrupt(),
+            Event::Retire {
+                workers,
+                force,
+                request,
+            } => self.retire(&workers, force, *request),
             Event::WorkerReady(worker) => self.worker_ready(worker),
             Event::WorkerGone {
                 worker,
@@ -177,6 +196,7 @@ impl Session {
                     run.cell.first_line()
                 )
             })
+            .chain(self.leaving())
             .collect()
     }
 
@@ -271,6 +291,19 @@ impl Session {
     pub fn may_run_again(&self, run: RunId) -> bool {
         let again = |run: &Run| run.cell.access.is_step && run.died < run.cell.retry;
         self.runs.get(&run).is_some_and(again)
+    }
+
+    /// Whether runs have been given to a worker that are not committed.
+    pub fn is_in_use(&self, worker: WorkerId) -> bool {
+        let worker = self.workers.get(&worker);
+        worker.is_some_and(|worker| !worker.runs.is_empty() || worker.dying.is_some())
+    }
+
+    /// The cells that a client has asked for and that are not done, each with its target.
+    pub fn open_cells(&self) -> impl Iterator<Item = (&TargetName, &Arc<Asked>)> {
+        let runs = self.in_order().filter_map(|id| self.runs.get(&id));
+        let asked = runs.filter(|run| run.asked);
+        asked.map(|run| (&run.cell.target, &run.request.message))
     }
 
     /// The cells that a client has asked for and that wait for a place: for a worker that is there, for a value that one
@@ -382,7 +415,7 @@ impl Session {
     /// Moves on whatever can.
     fn advance(&mut self) {
         let mut moves = 0;
-        while self.front() || self.unseen() || self.ahead() {
+        while self.leave() || self.front() || self.unseen() || self.ahead() {
             moves += 1;
             debug_assert!(moves < 20_000, "the session moves on for ever");
         }
@@ -563,7 +596,8 @@ impl Session {
         let Some(worker) = self.workers.remove(&id) else {
             return;
         };
-        self.ledger.worker_lost(id, &name);
+        self.retiring.forget(id);
+        self.ledger.worker_lost(id, &name, |_| DIED.to_owned());
         for request in worker.waiting.into_iter().chain(worker.open.into_values()) {
             self.unanswered(request, &problem.evalue);
         }
@@ -641,7 +675,7 @@ impl Session {
 }
 
 /// A number of bytes, in words.
-fn amount(bytes: u64) -> String {
+pub fn amount(bytes: u64) -> String {
     match bytes {
         0..1000 => format!("{bytes} B"),
         1000..1_000_000 => format!("{} kB", bytes / 1000),

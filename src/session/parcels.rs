@@ -62,6 +62,12 @@ impl Parcel {
     pub(super) fn is_taken(&self) -> bool {
         self.taken.is_some()
     }
+
+    /// Whether it is being brought to some machine.
+    pub(super) fn is_under_way(&self) -> bool {
+        let mut ways = self.carried.values();
+        ways.any(|way| matches!(way, Way::UnderWay))
+    }
 }
 
 impl Session {
@@ -162,7 +168,7 @@ impl Session {
         let reader = run
             .state
             .worker()
-            .filter(|_| run.begun && !self.indirect && !others);
+            .filter(|_| run.begun && !self.indirect && !others && !self.brings_home(id));
         self.next_transfer += 1;
         let transfer = self.next_transfer;
         self.ledger.dropped(holder, &stale);
@@ -500,7 +506,9 @@ impl Session {
 
     /// What a run wants could not be brought.
     fn transfer_failed(&mut self, id: RunId, names: &BTreeSet<Name>, holder: &str, message: &str) {
-        if let Some(run) = self.runs.get(&id) {
+        if self.brings_home(id) {
+            self.cannot_bring(id, message);
+        } else if let Some(run) = self.runs.get(&id) {
             let problem = Problem::transfer(names, holder, &run.cell.target, message);
             self.refuse_in_turn(id, problem);
         }

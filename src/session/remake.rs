@@ -40,17 +40,37 @@ impl Remade {
     pub(super) fn making(&self) -> Option<RunId> {
         self.making
     }
+
+    /// Whether something is made again, or has been, and the run still waits.
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.runs.is_empty()
+    }
 }
 
-/// A run that makes again what another one made.
+/// A run that nobody sees.
 #[derive(Debug)]
 pub(super) struct Unseen {
+    /// The names as it sees them.
+    pub(super) view: Arc<Namespace>,
+    pub(super) purpose: Purpose,
+}
+
+/// What such a run is for.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// It makes again what another one made.
+    Repeat(Repeated),
+    /// It has no cell, and only brings these to the home worker.
+    BringHome(BTreeMap<Name, Version>),
+}
+
+/// What is made again.
+#[derive(Debug)]
+pub(super) struct Repeated {
     /// The run that waits for it, if it still does.
     reader: Option<RunId>,
     /// Which run it repeats.
     seq: Seq,
-    /// The names as that one saw them.
-    pub(super) view: Arc<Namespace>,
     /// What that one made.
     made: BTreeMap<Name, Version>,
     /// Names that stand in its source.
@@ -134,22 +154,33 @@ impl Session {
         let needed = needed(&repeat.view);
         let other = &(&repeat.cell.needed.must | &repeat.cell.needed.may)
             | &(&repeat.cell.access.reads | &repeat.cell.access.writes);
-        let unseen = Unseen {
+        let repeated = Repeated {
             reader: Some(reader),
             seq,
-            view: repeat.view.clone(),
             made: past.made.clone(),
             other,
         };
-        let worker = self.worker_for(reader, &unseen, repeat);
+        let worker = self.worker_for(reader, &repeated, repeat);
         let cell = Cell {
             needed,
             ..Cell::clone(&repeat.cell)
         };
         let mut run = Run::new(repeat.request.clone(), cell, seq, true, None);
+        run.count = Some(past.number);
+        let unseen = Unseen {
+            view: repeat.view.clone(),
+            purpose: Purpose::Repeat(repeated),
+        };
+        let id = self.add_unseen(run, unseen, worker);
+        if let Some(run) = self.runs.get_mut(&reader) {
+            run.remade.making = Some(id);
+        }
+    }
+
+    /// Gives a run that nobody sees to a worker.
+    pub(super) fn add_unseen(&mut self, mut run: Run, unseen: Unseen, worker: WorkerId) -> RunId {
         run.begun = true;
         run.in_turn = true;
-        run.count = Some(past.number);
         run.unseen = Some(unseen);
         run.state = State::Starting { worker };
         let id = self.new_id();
@@ -158,28 +189,25 @@ impl Session {
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.runs.push(id);
         }
-        if let Some(run) = self.runs.get_mut(&reader) {
-            run.remade.making = Some(id);
-        }
+        id
     }
 
     /// A worker of the run's target where it replaces nothing that somebody may need.
-    fn worker_for(&mut self, reader: RunId, unseen: &Unseen, repeat: &Repeat) -> WorkerId {
+    fn worker_for(&mut self, reader: RunId, repeated: &Repeated, repeat: &Repeat) -> WorkerId {
         let target = &repeat.cell.target;
         let of_target = || {
             let workers = self.workers.iter();
-            workers.filter(|(_, worker)| worker.target == *target)
+            workers.filter(|(id, worker)| worker.target == *target && !self.is_retiring(**id))
         };
+        let view = &repeat.view;
         let is_fit = |id: WorkerId| {
-            let Unseen {
-                view, made, other, ..
-            } = unseen;
+            let Repeated { made, other, .. } = repeated;
             self.ledger
                 .in_the_way(id, view, made, other)
                 .next()
                 .is_none()
         };
-        let names: BTreeSet<Name> = unseen.view.names().cloned().collect();
+        let names: BTreeSet<Name> = view.names().cloned().collect();
         let fit = of_target()
             .filter(|(id, worker)| {
                 worker.runs.iter().all(|run| *run == reader)
@@ -188,7 +216,7 @@ impl Session {
                     && is_fit(**id)
             })
             .max_by_key(|(id, worker)| {
-                let weight = self.ledger.weight(&unseen.view, **id, &names);
+                let weight = self.ledger.weight(view, **id, &names);
                 (weight, !worker.runs.is_empty(), worker.ready, id.0)
             });
         if let Some((id, _)) = fit {
@@ -205,18 +233,19 @@ impl Session {
 
     /// Which names such a run must not see; `None` if it is an ordinary one, which sees only what is current.
     pub(super) fn drops_unseen(&self, worker: WorkerId, run: &Run) -> Option<BTreeSet<Name>> {
-        let Unseen {
-            view, made, other, ..
-        } = run.unseen.as_ref()?;
-        Some(self.ledger.to_drop(worker, view, made, other))
+        let Unseen { view, purpose } = run.unseen.as_ref()?;
+        Some(match purpose {
+            Purpose::Repeat(Repeated { made, other, .. }) => {
+                self.ledger.to_drop(worker, view, made, other)
+            }
+            Purpose::BringHome(_) => BTreeSet::new(),
+        })
     }
 
     /// What the run to be made again used is not there, or not any more: whoever waits for it plans anew.
     pub(super) fn cannot_see(&mut self, id: RunId, absent: BTreeSet<Name>) -> bool {
-        if !absent
-            .iter()
-            .all(|name| GENERATORS.contains(&name.as_str()))
-        {
+        let is_generator = |name: &Name| GENERATORS.contains(&name.as_str());
+        if !self.brings_home(id) && !absent.iter().all(is_generator) {
             self.not_made_again(id, None);
         } else if let Some(run) = self.runs.get_mut(&id) {
             run.skipped.extend(absent);
@@ -247,6 +276,11 @@ impl Session {
         let Some(worker) = run.state.worker() else {
             return;
         };
+        let Unseen { view, purpose } = unseen;
+        let repeated = match purpose {
+            Purpose::Repeat(repeated) => repeated,
+            Purpose::BringHome(wanted) => return self.brought_home(&run, &view, plan, wanted),
+        };
         let failure = match reply {
             Some(reply) if !reply.failed => None,
             Some(Reply {
@@ -258,22 +292,22 @@ impl Session {
         let bound: BTreeSet<Name> = report.bound.into_keys().collect();
         let nothing = BTreeMap::new();
         let made = if failure.is_none() {
-            &unseen.made
+            &repeated.made
         } else {
             &nothing
         };
         self.ledger
-            .made_again(&unseen.view, worker, plan, made, (&bound, &report.deleted));
+            .made_again(&view, worker, plan, made, (&bound, &report.deleted));
         if let Some(failure) = failure {
             // How far it came is not known.
             let mut names = &plan.touched | &bound;
-            names.extend(unseen.made.into_keys());
+            names.extend(repeated.made.into_keys());
             self.ledger.spoil(worker, &names);
-            self.tried(unseen.reader, unseen.seq, failure);
+            self.tried(repeated.reader, repeated.seq, failure);
         }
     }
 
-    /// A run that was to be made again did not come to its cell.
+    /// A run that nobody sees did not come to its cell.
     pub(super) fn not_made_again(&mut self, id: RunId, what: Option<String>) {
         let Some((run, unseen)) = self.end_unseen(id) else {
             return;
@@ -288,8 +322,12 @@ impl Session {
             }
             self.ledger.spoil(running.worker, &names);
         }
-        if let Some(what) = what {
-            self.tried(unseen.reader, unseen.seq, what);
+        match (unseen.purpose, what) {
+            (Purpose::Repeat(repeated), Some(what)) => {
+                self.tried(repeated.reader, repeated.seq, what);
+            }
+            (Purpose::BringHome(wanted), Some(what)) => self.cannot_put_at_home(wanted, &what),
+            (_, None) => {}
         }
     }
 
@@ -300,14 +338,20 @@ impl Session {
     }
 
     /// Takes it out of the session; whoever waits for it plans anew.
-    fn end_unseen(&mut self, id: RunId) -> Option<(Run, Unseen)> {
+    pub(super) fn end_unseen(&mut self, id: RunId) -> Option<(Run, Unseen)> {
         self.runs.get(&id)?.unseen.as_ref()?;
         self.leave_parcels(id);
         self.unseen.remove(&id);
+        self.retiring.ended(id);
         let mut run = self.runs.remove(&id)?;
         self.leave_worker(&run, id);
         let unseen = run.unseen.take()?;
-        if let Some(reader) = unseen.reader.and_then(|reader| self.runs.get_mut(&reader)) {
+        if let Purpose::Repeat(Repeated {
+            reader: Some(reader),
+            ..
+        }) = unseen.purpose
+            && let Some(reader) = self.runs.get_mut(&reader)
+        {
             reader.remade.making = None;
         }
         Some((run, unseen))
@@ -322,8 +366,12 @@ impl Session {
         let Some(run) = self.runs.get_mut(&id) else {
             return;
         };
-        if let Some(unseen) = &mut run.unseen {
-            unseen.reader = None;
+        if let Some(Unseen {
+            purpose: Purpose::Repeat(repeated),
+            ..
+        }) = &mut run.unseen
+        {
+            repeated.reader = None;
         }
         match &mut run.state {
             // Its worker has to come to an end with it.
@@ -343,18 +391,22 @@ impl Session {
         };
         let dead: Vec<RunId> = self.unseen.iter().copied().filter(there).collect();
         for id in dead {
-            let Some((_, unseen)) = self.end_unseen(id) else {
+            let Some((run, unseen)) = self.end_unseen(id) else {
                 continue;
             };
-            let Some(reader) = unseen.reader.and_then(|reader| self.runs.get_mut(&reader)) else {
+            let Repeated { reader, seq, .. } = match unseen.purpose {
+                Purpose::Repeat(repeated) => repeated,
+                Purpose::BringHome(wanted) => {
+                    self.home_died(&run, wanted, problem, hopeless);
+                    continue;
+                }
+            };
+            let Some(reader) = reader.and_then(|reader| self.runs.get_mut(&reader)) else {
                 continue;
             };
             reader.remade.deaths += 1;
             if hopeless || reader.remade.deaths > DEATHS {
-                reader
-                    .remade
-                    .tried
-                    .insert(unseen.seq, problem.evalue.clone());
+                reader.remade.tried.insert(seq, problem.evalue.clone());
             }
         }
     }
@@ -397,6 +449,7 @@ impl Session {
     pub(super) fn dismiss(&mut self) {
         let useless = |(id, worker): (&WorkerId, &super::Worker)| {
             (worker.spare
+                && !self.is_retiring(*id)
                 && worker.runs.is_empty()
                 && worker.lent.is_empty()
                 && worker.open.is_empty()
@@ -408,7 +461,8 @@ impl Session {
         for id in useless {
             let name = self.place_name(id);
             self.workers.remove(&id);
-            self.ledger.worker_lost(id, &name);
+            self.ledger
+                .worker_lost(id, &name, |_| super::DIED.to_owned());
             self.effects.push(Effect::Stop(id));
         }
     }
@@ -434,15 +488,18 @@ fn definition_of(name: &Name) -> Option<Name> {
 fn lost_value(name: &Name, lost: Option<Lost>, why: &Gone) -> Problem {
     let what = match (definition_of(name), lost) {
         (Some(name), lost) => {
-            let held_by = lost.map_or_else(|| "a target".to_owned(), |lost| lost.held_by);
+            let (held_by, end) = match lost {
+                Some(lost) => (lost.held_by, lost.end),
+                None => ("a target".to_owned(), super::DIED.to_owned()),
+            };
             format!(
                 "what cells have set on `{name}`, or changed in its default arguments, is lost: only the worker of {held_by} \
-                 held it, and that worker died; define `{name}` again"
+                 held it, and that worker {end}; define `{name}` again"
             )
         }
         (None, Some(lost)) => format!(
-            "`{name}` ({}) is lost: only the worker of {} held it, and that worker died; run cell [{}] again, which made it",
-            lost.type_name, lost.held_by, lost.made_by
+            "`{name}` ({}) is lost: only the worker of {} held it, and that worker {}; run cell [{}] again, which made it",
+            lost.type_name, lost.held_by, lost.end, lost.made_by
         ),
         (None, None) => {
             format!("`{name}` is lost: no worker has it any more; run the cell again that made it")

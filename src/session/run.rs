@@ -163,6 +163,13 @@ pub(super) fn list(names: &BTreeSet<Name>) -> String {
     known.join(", ")
 }
 
+/// Whether a name is one of the user's own: neither an earlier result nor what workers call states of their own.
+pub fn is_shown_to_users(name: &Name) -> bool {
+    let name = name.as_str();
+    let is_result = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_digit());
+    !name.starts_with('~') && !name.strip_prefix('_').is_some_and(is_result)
+}
+
 /// Where a run stands.
 #[derive(Debug)]
 pub(super) enum State {

@@ -68,9 +68,12 @@ impl Session {
 
     /// How many more runs the target of this one could take now.
     fn free_places(&self, run: &Run) -> usize {
-        let of_target = |worker: &&Worker| worker.target == run.cell.target && !worker.spare;
-        let busy = self.workers.values().filter(of_target);
-        let busy = busy.filter(|worker| !self.is_free(worker, run.seq)).count();
+        let of_target = |(id, worker): &(&WorkerId, &Worker)| {
+            worker.target == run.cell.target && !worker.spare && !self.is_retiring(**id)
+        };
+        let busy = self.workers.iter().filter(of_target);
+        let is_busy = |(_, worker): &(&WorkerId, &Worker)| !self.is_free(worker, run.seq);
+        let busy = busy.filter(is_busy).count();
         (run.cell.workers.max(1) as usize).saturating_sub(busy)
     }
 
@@ -96,11 +99,16 @@ impl Session {
             // Plain cells share one home worker.
             1
         };
+        if !begun && &*target == HOME && self.retiring.wants_home() {
+            return false;
+        }
         let wanted = &run.cell.needed.must | &run.cell.needed.may;
         let of_target: Vec<(WorkerId, &Worker)> = self
             .workers
             .iter()
-            .filter(|(_, worker)| worker.target == target && !worker.spare)
+            .filter(|(id, worker)| {
+                worker.target == target && !worker.spare && !self.is_retiring(**id)
+            })
             .map(|(id, worker)| (*id, worker))
             .take(if run.cell.access.is_step {
                 usize::MAX

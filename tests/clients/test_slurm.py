@@ -252,3 +252,55 @@ def test_what_is_not_to_be_kept_ends_at_a_restart(cluster, slurm, kernel):
     kernel.manager.restart_kernel()
     kernel.client.wait_for_ready(timeout=60)
     assert job not in open_jobs(cluster)
+
+
+def test_an_idle_allocation_is_given_back_and_its_values_are_not_lost(cluster, slurm, kernel):
+    slurm(idle="3s")
+    kernel.run("x = [1, 2]\ny = x", BIG).ok()
+    assert len(open_jobs(cluster)) == 1
+    no_jobs(cluster, 30)
+    assert kernel.run("x.append(3)\ny").ok().result == "[1, 2, 3]"
+    assert kernel.run("y", BIG).ok().result == "[1, 2, 3]"
+
+
+def test_release_gives_an_allocation_back(cluster, slurm, kernel):
+    slurm(nodes=2)
+    kernel.run("x = [1, 2]", BIG).ok()
+    run = kernel.run("%cellferry release big")
+    assert "released big: 1 worker; 1 value" in run.ok().text(), run.text()
+    no_jobs(cluster)
+    assert kernel.run("x", BIG).ok().result == "[1, 2]"
+    run = kernel.send("import time; time.sleep(100)", BIG)
+    kernel.read_until(lambda: run.of_type("execute_input"))
+    kernel.interrupt()
+    kernel.finish(run)
+    assert "released big" in kernel.run("%cellferry release").ok().text()
+    no_jobs(cluster)
+
+
+RANKS = "from mpi4py import MPI\nimport os\nworld = MPI.COMM_WORLD\nrank = world.rank"
+
+
+def test_an_mpi_step_spans_nodes_and_keeps_its_communicator(cluster, slurm, kernel):
+    slurm(nodes=2)
+    ranks = on("big", resources={"ranks": 4, "nodes": 2})
+    kernel.run("base = 10").ok()
+    run = kernel.run(f"{RANKS}\ntotal = world.allreduce(rank + base)\nprint(total)\nplaces = world.allgather(os.uname().nodename)", ranks)
+    assert run.ok().text() == "[0-3] 46\n"
+    assert kernel.run("sorted(places)").ok().result == "['node1', 'node1', 'node2', 'node2']"
+    run = kernel.run("print(rank, world.size, flush=True)", ranks)
+    assert sorted(run.ok().text().splitlines()) == [f"[{n}] {n} 4" for n in range(4)]
+    run = kernel.run("if rank == 2: raise ValueError('no')\nworld.barrier()", ranks)
+    assert run.error.startswith("ValueError: ") and "no" in run.error
+    assert kernel.run("total").ok().result == "46"
+    assert len(open_jobs(cluster)) == 1
+
+
+def test_islands_of_different_sizes_hand_values_on(cluster, slurm, kernel):
+    slurm(nodes=2, cpus=4)
+    wide = on("big", resources={"ranks": 4, "nodes": 2})
+    small = on("big", resources={"ranks": 2})
+    kernel.run(f"{RANKS}\nparts = world.allgather(rank ** 2)", wide).ok()
+    kernel.run(f"{RANKS}\nhalf = sum(parts[rank::2])\nsums = world.allgather(half)", small).ok()
+    assert kernel.run("sums", BIG).ok().result == "[4, 10]"
+    assert len(open_jobs(cluster)) == 1

@@ -106,6 +106,11 @@ impl<'a> Judge<'a> {
         self.deaths.push((problem, how));
     }
 
+    /// A worker was given back with values that only it held: they are made again if they can be.
+    pub fn left(&mut self, names: impl Iterator<Item = Name>) {
+        self.perhaps_lost.extend(names);
+    }
+
     /// What the open cell shows.
     pub fn shown(&self) -> &[Said] {
         self.open.as_ref().map_or(&[], |open| &open.shown)

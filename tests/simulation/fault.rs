@@ -23,6 +23,8 @@ pub enum Invariant {
     MemoryHolds,
     /// Cells fail, are aborted and interrupted exactly where they should be.
     Errors,
+    /// A worker that is given back gets nothing more to do, and goes or is said to stay.
+    GivenBack,
 }
 
 /// An invariant that did not hold.
@@ -77,4 +79,6 @@ pub enum Fault {
     CarriesNothing,
     /// Now and then an interrupt that nobody asked for reaches a worker.
     InterruptsAnything,
+    /// What is to be brought home from workers that are given back is said to stand there and does not.
+    BringsNothing,
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use cellferry::name::Name;
 use cellferry::session::Gone;
 
-use crate::program::{Cell, Death, Expression, Program, Statement, Target};
+use crate::program::{Cell, Death, Expression, Program, Retirement, Statement, Target};
 use crate::random::Random;
 
 const VALUES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
@@ -134,12 +134,13 @@ pub fn program(seed: u64) -> Program {
         .map(|id| maker.cell(id, targets.len(), haste, slow))
         .collect();
     let mut random = maker.random;
-    Program {
+    let mut program = Program {
         seed,
         targets,
         cells,
         interrupts,
         deaths,
+        retirements: Vec::new(),
         edits,
         looks_ahead,
         gives_up: random.chance(20),
@@ -150,7 +151,17 @@ pub fn program(seed: u64) -> Program {
         } else {
             0
         },
+    };
+    if random.chance(40) {
+        let far = program.targets.len() as u64 - 1;
+        let retirements = (0..1 + random.below(4)).map(|_| Retirement {
+            time: random.below(horizon),
+            target: 1 + random.below(far) as usize,
+            force: random.chance(50),
+        });
+        program.retirements = retirements.collect();
     }
+    program
 }
 
 /// What a name probably stands for by now.

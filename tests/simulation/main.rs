@@ -142,6 +142,14 @@ fn a_value_that_was_not_brought_is_found() {
 }
 
 #[test]
+fn a_value_that_is_not_brought_home_is_found() {
+    is_found(
+        Fault::BringsNothing,
+        &[Invariant::NoStaleRead, Invariant::Errors],
+    );
+}
+
+#[test]
 fn an_interrupt_of_the_wrong_cell_is_found() {
     is_found(Fault::InterruptsAnything, &[Invariant::Errors]);
 }

@@ -23,6 +23,8 @@ pub struct Program {
     pub interrupts: Vec<u64>,
     /// When workers die.
     pub deaths: Vec<Death>,
+    /// When workers are given back.
+    pub retirements: Vec<Retirement>,
     /// When the notebook's file changes, so that what was expected is not to be expected any more.
     pub edits: Vec<u64>,
     /// How many cells ahead the kernel knows what the client will ask for; 0 if it does not know the file.
@@ -52,6 +54,15 @@ pub struct Death {
     /// All workers of the target die, not just one.
     pub all: bool,
     pub how: Gone,
+}
+
+#[derive(Clone, Debug)]
+pub struct Retirement {
+    pub time: u64,
+    /// Of which target, by its place in `targets`.
+    pub target: usize,
+    /// They go whatever they hold.
+    pub force: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -321,6 +332,19 @@ impl fmt::Display for Program {
                 formatter,
                 "at {}: {who} of {target} die: {:?}",
                 death.time, death.how
+            )?;
+        }
+        for retirement in &self.retirements {
+            let how = if retirement.force {
+                ", whatever they hold"
+            } else {
+                ""
+            };
+            let target = self.targets[retirement.target].name;
+            let time = retirement.time;
+            writeln!(
+                formatter,
+                "at {time}: the workers of {target} are given back{how}"
             )?;
         }
         Ok(())

@@ -68,6 +68,14 @@ fn candidates(program: &Program) -> Vec<Program> {
             changed(&|program| program.deaths[place].all = false);
         }
     }
+    for place in 0..program.retirements.len() {
+        changed(&|program| {
+            program.retirements.remove(place);
+        });
+        if program.retirements[place].force {
+            changed(&|program| program.retirements[place].force = false);
+        }
+    }
     for place in 0..program.edits.len() {
         changed(&|program| {
             program.edits.remove(place);

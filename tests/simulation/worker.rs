@@ -10,7 +10,7 @@ use cellferry_wire::protocol::WorkerId;
 
 use crate::fault::Fault;
 use crate::memory::{Exception, Memory, Mode, Parcel, Said, Snapshot, Value};
-use crate::program::{Program, Statement};
+use crate::program::{Cell, Program, Statement};
 use crate::random::Fate;
 
 /// Values up to this size, in bytes, are copied at once; larger ones may be read from the holder's memory later.
@@ -307,6 +307,10 @@ impl Worker {
             Ok(())
         };
         let mut kept = BTreeSet::new();
+        let has_cell = cell_of(orders) < outside.program.cells.len();
+        if outside.fault == Some(Fault::BringsNothing) && !has_cell {
+            return Ok(kept);
+        }
         if let Some(keep) = &orders.keep {
             step("keep")?;
             kept = self.memory.family(keep, &BTreeSet::new());
@@ -364,9 +368,10 @@ impl Worker {
     }
 
     fn time_of_statement(&self, running: &Running, outside: &Outside<'_>) -> u64 {
-        let cell = cell_of(&running.orders);
-        let slow = outside.program.cells[cell].slow;
-        let id = outside.program.cells[cell].id;
+        let Some(Cell { id, slow, .. }) = outside.program.cells.get(cell_of(&running.orders))
+        else {
+            return 0;
+        };
         outside
             .fate
             .of(("statement", id, running.next))
@@ -382,10 +387,12 @@ impl Worker {
     ) -> Option<u64> {
         self.era += 1;
         let run = running.run;
-        let cell = &outside.program.cells[cell_of(&running.orders)];
+        // What only brings values has no cell.
+        let cell = outside.program.cells.get(cell_of(&running.orders));
+        let statements = cell.map_or(&[][..], |cell| &cell.statements);
         let mut exception = interrupted.then(Exception::interrupt);
         if exception.is_none()
-            && let Some(statement) = cell.statements.get(running.next)
+            && let Some(statement) = statements.get(running.next)
         {
             let mode = Mode {
                 count: running.orders.count,
@@ -400,7 +407,7 @@ impl Worker {
                 Err(raised) => exception = Some(raised),
             }
         }
-        if exception.is_none() && running.next < cell.statements.len() {
+        if exception.is_none() && running.next < statements.len() {
             let time = self.time_of_statement(&running, outside);
             self.doing = Some(Doing::Cell(running));
             return Some(time);

@@ -13,8 +13,8 @@ use cellferry::graph::{Access, Accesses};
 use cellferry::ledger::Step;
 use cellferry::name::Name;
 use cellferry::session::{
-    Answer, Asked, Cell, Effect, Event, Gone, Orders, PreludeFailure, Problem, Reply, Request,
-    RunId, Session, Taken,
+    Answer, Asked, Cell, Effect, Event, Gone, Orders, Outcome as Retirement, PreludeFailure,
+    Problem, Reply, Request, Retired, RunId, Session, Taken,
 };
 use cellferry_kernel::message::{Header, Message};
 use cellferry_wire::protocol::{Channel, WorkerId};
@@ -56,6 +56,12 @@ pub struct Statistics {
     /// Cells that failed because a value was lost for good.
     pub lost: u64,
     pub aborted: u64,
+    /// Workers that were given back, and those that stayed.
+    pub given_back: u64,
+    pub kept: u64,
+    /// Values that were brought home for that, and those that were lost.
+    pub brought: u64,
+    pub left: u64,
 }
 
 impl Statistics {
@@ -70,6 +76,10 @@ impl Statistics {
         self.remade += other.remade;
         self.lost += other.lost;
         self.aborted += other.aborted;
+        self.given_back += other.given_back;
+        self.kept += other.kept;
+        self.brought += other.brought;
+        self.left += other.left;
     }
 }
 
@@ -109,6 +119,8 @@ enum Happening {
     Edit,
     /// By its place in the program.
     Death(usize),
+    /// By its place in the program.
+    Retire(usize),
     Started(WorkerId),
     Arrives(WorkerId, Task),
     InterruptArrives(WorkerId),
@@ -142,6 +154,8 @@ struct Place {
     gone: Option<(Gone, bool)>,
     /// Nothing that it has said is heard any more.
     cut: bool,
+    /// The session has ended it.
+    stopped: bool,
     inwards: Link,
     published: Link,
     answers: Link,
@@ -172,6 +186,11 @@ struct World<'a> {
     agenda: BTreeMap<(u64, u64), Happening>,
     planned: u64,
     places: BTreeMap<WorkerId, Place>,
+    /// Workers to be given back, with the first cell that the session did not know of by then, and whether they go
+    /// whatever they hold.
+    retiring: BTreeMap<WorkerId, (usize, bool)>,
+    /// What was told of the workers that stay.
+    told: BTreeMap<WorkerId, BTreeSet<Name>>,
     runs: BTreeMap<RunId, Running>,
     /// Values that have been taken and not released.
     values: BTreeMap<u64, (WorkerId, Contents)>,
@@ -215,6 +234,8 @@ impl<'a> World<'a> {
             agenda: BTreeMap::new(),
             planned: 0,
             places: BTreeMap::new(),
+            retiring: BTreeMap::new(),
+            told: BTreeMap::new(),
             runs: BTreeMap::new(),
             values: BTreeMap::new(),
             released: BTreeSet::new(),
@@ -249,6 +270,9 @@ impl<'a> World<'a> {
         }
         for (place, death) in self.program.deaths.iter().enumerate() {
             self.plan(death.time, Happening::Death(place));
+        }
+        for (place, retirement) in self.program.retirements.iter().enumerate() {
+            self.plan(retirement.time, Happening::Retire(place));
         }
         if self.fate.of("warm").chance(50) {
             self.tell(Event::Warm)?;
@@ -288,6 +312,7 @@ impl<'a> World<'a> {
                 self.die(place);
                 Ok(())
             }
+            Happening::Retire(place) => self.retire(place),
             Happening::Started(worker) => self.tell(Event::WorkerReady(worker)),
             Happening::Arrives(worker, task) => {
                 if let Some(place) = self.places.get_mut(&worker).filter(|place| place.alive) {
@@ -508,6 +533,7 @@ impl<'a> World<'a> {
                 alive: starts,
                 gone: (!starts).then_some((Gone::NotStarted, false)),
                 cut: false,
+                stopped: false,
                 inwards: Link {
                     last: time,
                     carried: 0,
@@ -565,17 +591,115 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Sends something to a worker.
-    fn send(&mut self, id: WorkerId, task: Task) {
-        if let Some(time) = self.inwards(id) {
-            self.plan(time, Happening::Arrives(id, task));
+    /// The workers of a target are to be given back.
+    fn retire(&mut self, place: usize) -> Result<(), Violation> {
+        let retirement = &self.program.retirements[place];
+        let force = retirement.force;
+        let of_target = |place: &Place| place.worker.target == retirement.target;
+        let there = self.places.iter();
+        let there = there.filter(|(_, place)| of_target(place) && !place.stopped);
+        let known = there.filter(|(_, place)| place.gone.is_none_or(|(_, known)| !known));
+        let workers: Vec<WorkerId> = known.map(|(id, _)| *id).collect();
+        self.forget_expected();
+        let expected = self.client.expected.back().map_or(0, |last| last + 1);
+        let unknown = self.client.next.max(expected);
+        for worker in &workers {
+            let (_, forced) = self.retiring.entry(*worker).or_insert((unknown, force));
+            *forced |= force;
         }
+        let mut request = self.request(0, false);
+        request.message = Arc::new(Asked {
+            channel: Channel::Shell,
+            header: Header {
+                msg_id: format!("h{}", self.program.cells.len()),
+                msg_type: "execute_request".to_owned(),
+                session: String::new(),
+            },
+            message: Message::default(),
+        });
+        request.silent = true;
+        request.store_history = false;
+        self.tell(Event::Retire {
+            workers,
+            force,
+            request: Box::new(request),
+        })
     }
 
-    fn inwards(&mut self, id: WorkerId) -> Option<u64> {
-        let place = self.places.get_mut(&id)?;
+    /// What became of a worker that was to be given back.
+    fn retired(&mut self, retired: Retired) -> Result<(), Violation> {
+        let Retired {
+            worker,
+            brought,
+            outcome,
+            ..
+        } = retired;
+        let wrong = |what: String| Err(Violation::new(Invariant::GivenBack, what));
+        let Some((_, force)) = self.retiring.remove(&worker) else {
+            return wrong(format!("worker {} was not to be given back", worker.0));
+        };
+        let Program {
+            deaths,
+            bad_starts,
+            bad_carries,
+            ..
+        } = self.program;
+        let all_goes_well = deaths.is_empty() && *bad_starts == 0 && *bad_carries == 0;
+        self.statistics.brought += brought.len() as u64;
+        let left: Vec<Name> = match outcome {
+            Retirement::Ended { lost, .. } if !force && !lost.is_empty() => {
+                return wrong(format!("worker {} goes, and with it {lost:?}", worker.0));
+            }
+            Retirement::Kept { .. } if force && all_goes_well => {
+                return wrong(format!("worker {} stays although it must go", worker.0));
+            }
+            Retirement::Ended { again, lost } => {
+                self.statistics.given_back += 1;
+                let left: Vec<Name> = again.into_keys().chain(lost.into_keys()).collect();
+                self.judge.left(left.iter().cloned());
+                self.statistics.left += left.len() as u64;
+                left
+            }
+            Retirement::Kept { values, is_new } => {
+                self.statistics.kept += 1;
+                let names: BTreeSet<Name> = values.into_keys().collect();
+                let told = self.told.insert(worker, names.clone());
+                if !is_new && told.as_ref() != Some(&names) {
+                    return wrong(format!("why worker {} stays is not told", worker.0));
+                }
+                names.into_iter().collect()
+            }
+        };
+        let is_locked = |name: &&Name| self.judge.model.is_locked(name);
+        if all_goes_well && let Some(name) = left.iter().find(|name| !is_locked(name)) {
+            return wrong(format!(
+                "`{name}` is not brought home from worker {}",
+                worker.0
+            ));
+        }
+        Ok(())
+    }
+
+    /// Sends something to a worker.
+    fn send(&mut self, id: WorkerId, task: Task) -> Result<(), Violation> {
+        if let Some(time) = self.inwards(id)? {
+            self.plan(time, Happening::Arrives(id, task));
+        }
+        Ok(())
+    }
+
+    fn inwards(&mut self, id: WorkerId) -> Result<Option<u64>, Violation> {
+        let Some(place) = self.places.get_mut(&id) else {
+            return Ok(None);
+        };
+        if place.stopped {
+            return Err(Violation::new(
+                Invariant::GivenBack,
+                format!("worker {} is told something after its end", id.0),
+            ));
+        }
         let delay = self.fate.delay(("inwards", id.0, place.inwards.carried));
-        Some(place.inwards.arrival(self.now, delay))
+        Ok(Some(place.inwards.arrival(self.now, delay)))
     }
 
     /// Lets a worker go on: its current step ends, by an interrupt or not, or it takes up the next task.
@@ -865,7 +989,7 @@ impl<'a> World<'a> {
                     ignored,
                     reader,
                 };
-                self.send(worker, Task::Take(take));
+                self.send(worker, Task::Take(take))?;
             }
             Effect::Carry { transfer, to, .. } => {
                 let delay = self.fate.delay(("carry", transfer, to.0));
@@ -904,12 +1028,14 @@ impl<'a> World<'a> {
                 if let Some(place) = self.places.get_mut(&worker) {
                     place.alive = false;
                     place.cut = true;
+                    place.stopped = true;
                 }
             }
-            Effect::Undo(worker, run) => self.send(worker, Task::Undo(run)),
-            Effect::Settle(worker, run) => self.send(worker, Task::Settle(run)),
+            Effect::Retired(retired) => self.retired(*retired)?,
+            Effect::Undo(worker, run) => self.send(worker, Task::Undo(run))?,
+            Effect::Settle(worker, run) => self.send(worker, Task::Settle(run))?,
             Effect::Interrupt(worker) => {
-                if let Some(time) = self.inwards(worker) {
+                if let Some(time) = self.inwards(worker)? {
                     self.plan(time, Happening::InterruptArrives(worker));
                 }
             }
@@ -921,13 +1047,10 @@ impl<'a> World<'a> {
     /// The cell of a request, which a client must have asked for.
     fn asked_for(&self, asked: &Asked) -> Result<usize, Violation> {
         let cell = cell_of(asked);
-        if asked.header.msg_id.starts_with('e') {
+        if !asked.header.msg_id.starts_with('r') {
             return Err(Violation::new(
                 Invariant::NoTrace,
-                format!(
-                    "something is said under cell {}, which nobody asked for",
-                    self.program.cells[cell].id
-                ),
+                format!("something is said under cell at {cell}, which nobody asked for"),
             ));
         }
         Ok(cell)
@@ -935,7 +1058,18 @@ impl<'a> World<'a> {
 
     fn runs(&mut self, worker: WorkerId, run: RunId, orders: Box<Orders>) -> Result<(), Violation> {
         let cell = crate::worker::cell_of(&orders);
-        self.statistics.remade += u64::from(orders.unseen);
+        let is_cell = cell < self.program.cells.len();
+        self.statistics.remade += u64::from(orders.unseen && is_cell);
+        let unknown = self.retiring.get(&worker);
+        if is_cell && !orders.unseen && unknown.is_some_and(|(first, _)| cell >= *first) {
+            return Err(Violation::new(
+                Invariant::GivenBack,
+                format!(
+                    "cell at {cell} runs on worker {}, which is given back",
+                    worker.0
+                ),
+            ));
+        }
         self.statistics.ahead += u64::from(orders.keep.is_some());
         // A run whose prelude failed may be started again.
         let before = self.runs.remove(&run);
@@ -963,8 +1097,7 @@ impl<'a> World<'a> {
             exception: None,
         };
         self.runs.insert(run, running);
-        self.send(worker, Task::Run(run, orders));
-        Ok(())
+        self.send(worker, Task::Run(run, orders))
     }
 
     fn show(&mut self, run: RunId, asked: &Asked) -> Result<(), Violation> {
@@ -1057,6 +1190,13 @@ impl<'a> World<'a> {
             return Err(Violation::new(
                 Invariant::NothingLeaks,
                 format!("transfer {transfer} is never released"),
+            ));
+        }
+        let is_alive = |id: &&WorkerId| self.places.get(id).is_some_and(|place| place.alive);
+        if let Some(id) = self.retiring.keys().find(is_alive) {
+            return Err(Violation::new(
+                Invariant::GivenBack,
+                format!("worker {} is never given back", id.0),
             ));
         }
         for (id, place) in self.places.iter().filter(|(_, place)| place.alive) {

@@ -138,9 +138,11 @@ impl Clusters {
         };
         let allocation = &mut self.allocations[index];
         allocation.used = Instant::now();
+        // Ranks are started from the first node.
+        let first_only = shape.resources.ranks.is_some();
         let nodes = allocation.nodes.iter().enumerate();
         let (number, (location, _)) = nodes
-            .filter(|(_, (_, lost))| !lost)
+            .filter(|(number, (_, lost))| !lost && (!first_only || *number == 0))
             .min_by_key(|(number, (location, _))| match shape.resources.ranks {
                 // The first of the ranks is there.
                 Some(_) => (0, *number),
@@ -269,33 +271,48 @@ impl Clusters {
         !self.allocations.is_empty()
     }
 
-    /// The allocations that have not been used for as long as their targets allow, with their nodes. `is_used` says whether a
-    /// step is on its way to or runs on a location.
-    pub fn idle(
-        &mut self,
-        is_used: impl Fn(&TargetName) -> bool,
-    ) -> Vec<(TargetName, Vec<TargetName>)> {
+    /// The targets that have some.
+    pub fn targets(&self) -> impl Iterator<Item = TargetName> {
+        let allocations = self.allocations.iter();
+        allocations.map(|allocation| allocation.target.as_str().into())
+    }
+
+    /// Those of a target.
+    pub fn of_target(&self, target: &TargetName) -> Vec<TargetName> {
+        let allocations = self.allocations.iter();
+        let of_target = allocations.filter(|allocation| allocation.target == **target);
+        of_target
+            .map(|allocation| allocation.name.clone())
+            .collect()
+    }
+
+    /// Those that have not been used for as long as their targets allow; they count as used now, so that they are named again
+    /// after as long. `is_used` says whether a step is on its way to a location, or runs there.
+    pub fn idle(&mut self, is_used: impl Fn(&TargetName) -> bool) -> Vec<TargetName> {
         let mut idle = Vec::new();
         for allocation in &mut self.allocations {
-            if allocation.nodes.iter().any(|(node, _)| is_used(node)) {
-                allocation.used = Instant::now();
-            } else if allocation.used.elapsed() >= allocation.slurm.idle {
-                let nodes = allocation.nodes.iter().map(|(node, _)| node.clone());
-                idle.push((allocation.name.clone(), nodes.collect()));
+            let used = allocation.nodes.iter().any(|(node, _)| is_used(node));
+            if !used && allocation.used.elapsed() < allocation.slurm.idle {
+                continue;
+            }
+            allocation.used = Instant::now();
+            if !used {
+                idle.push(allocation.name.clone());
             }
         }
         idle
     }
 
-    /// Gives an allocation back. Its workers must have ended.
-    pub fn release(&mut self, name: &TargetName) {
-        for allocation in self
-            .allocations
-            .extract_if(.., |allocation| allocation.name == *name)
-        {
+    /// Gives an allocation back. Its workers must have ended; its nodes are told.
+    pub fn release(&mut self, name: &TargetName) -> Vec<TargetName> {
+        let is_it = |allocation: &mut Allocation| allocation.name == *name;
+        let released = self.allocations.extract_if(.., is_it);
+        let nodes = released.flat_map(|allocation| {
             let (done, _) = oneshot::channel();
             let _ = allocation.orders.send(Order::Release(done));
-        }
+            allocation.nodes.into_iter().map(|(node, _)| node)
+        });
+        nodes.collect()
     }
 
     /// Gives all back, or leaves those to the next kernel that may be kept; resolves when that is done.
