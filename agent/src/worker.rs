@@ -160,6 +160,7 @@ impl Process {
         command
             .args(rest)
             .envs(spec.env.iter().map(|(name, value)| (name, value)))
+            .envs(visible_gpus(spec.gpus.as_deref()))
             .env("JPY_PARENT_PID", std::process::id().to_string());
         if let Some(workdir) = &workdir {
             command.current_dir(workdir);
@@ -490,6 +491,22 @@ fn write_connection_file(place: &Path, path: &Path, key: &str) -> std::io::Resul
         .mode(0o600)
         .open(path)?;
     std::io::Write::write_all(&mut file, content.to_string().as_bytes())
+}
+
+/// The variable by which CUDA is told which GPUs a process may use.
+const VISIBLE_GPUS: &str = "CUDA_VISIBLE_DEVICES";
+
+/// What tells a worker which GPUs it may use, of those that this process may.
+fn visible_gpus(places: Option<&[u32]>) -> Option<(&'static str, String)> {
+    let ours = std::env::var(VISIBLE_GPUS).ok();
+    let ours: Option<Vec<&str>> = ours.as_deref().map(|ours| ours.split(',').collect());
+    let names = places?.iter().map(|place| match &ours {
+        Some(ours) => ours
+            .get(*place as usize)
+            .map_or_else(String::new, |name| (*name).to_owned()),
+        None => place.to_string(),
+    });
+    Some((VISIBLE_GPUS, names.collect::<Vec<_>>().join(",")))
 }
 
 /// Makes the directory if it is missing and tries whether files can be written there.

@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use super::arrivals::Arrivals;
 use super::carry::Machine;
 use super::cells::Cells;
-use super::cluster::{Clusters, JobNews};
+use super::cluster::{Clusters, JobNews, Load};
 use super::far::{Far, LinkState};
 use super::files::{End, MODULES, Remote, Staged};
 use super::host::Host;
@@ -119,6 +119,8 @@ pub struct Seat {
     shell: String,
     /// Its process, once it is up; an island has several, which cannot all copy from another's memory.
     pid: Option<u32>,
+    /// The GPUs that nobody else at its location may use.
+    gpus: Vec<u32>,
     /// Whether it is an island of ranks.
     island: bool,
 }
@@ -131,6 +133,7 @@ pub fn seat_there(target: &Target, ssh: &Ssh) -> Seat {
         python: launch::name_there(target),
         shell: format!("ssh {} ", ssh.host),
         pid: None,
+        gpus: Vec::new(),
         island: false,
     }
 }
@@ -153,6 +156,7 @@ fn spec(target: &Target, argv: Vec<String>) -> WorkerSpec {
         argv,
         env: env.collect(),
         workdir,
+        gpus: None,
         ranks: None,
     }
 }
@@ -297,7 +301,8 @@ impl Agents {
                 python: self.python_of(&definition)?,
                 shell: String::new(),
                 pid: None,
-                island: false,
+                gpus: Vec::new(),
+        island: false,
             },
             Place::Ssh(ssh) => Seat {
                 target: target.clone(),
@@ -314,8 +319,11 @@ impl Agents {
                 let place = (&definition, &**slurm, login);
                 let workers = &self.workers;
                 let load = |location: &TargetName| {
-                    let there = |seat: &&Seat| seat.location == *location;
-                    workers.values().filter(there).count()
+                    let there = workers.values().filter(|seat| seat.location == *location);
+                    there.fold(Load::default(), |load, seat| Load {
+                        workers: load.workers + 1,
+                        gpus: load.gpus + seat.gpus.len(),
+                    })
                 };
                 let clusters = &mut self.clusters;
                 let found = clusters.node(place, &shape, run_dir, &self.events, load);
@@ -325,7 +333,8 @@ impl Agents {
                     python: launch::name_there(&definition),
                     shell,
                     pid: None,
-                    island: false,
+                    gpus: Vec::new(),
+        island: false,
                 };
                 node = Some(found);
                 seat
@@ -357,6 +366,11 @@ impl Agents {
             });
             seat.island = true;
         }
+        if let Some(count) = shape.gpus(&definition).filter(|_| !seat.island) {
+            let has = node.as_ref().map_or(definition.gpus, |node| node.gpus);
+            seat.gpus = self.free_gpus(&definition, &seat.location, has, count)?;
+            spec.gpus = Some(seat.gpus.clone());
+        }
         let location = seat.location.clone();
         self.workers.insert(worker, seat);
         if let Some(waiting) = self.ending.get_mut(&location) {
@@ -384,6 +398,37 @@ impl Agents {
         }
         self.send(worker, ToAgent::StartWorker { worker, spec });
         Ok(())
+    }
+
+    /// So many GPUs at a location that has `has` of them, and of which no other worker there has any.
+    fn free_gpus(
+        &self,
+        target: &Target,
+        location: &TargetName,
+        has: u32,
+        count: u32,
+    ) -> Result<Vec<u32>, Problem> {
+        let there = || self.workers.values().filter(|seat| seat.location == *location);
+        let taken: BTreeSet<u32> = there().flat_map(|seat| seat.gpus.iter().copied()).collect();
+        let free: Vec<u32> = (0..has).filter(|gpu| !taken.contains(gpu)).collect();
+        if free.len() >= count as usize {
+            return Ok(free.into_iter().take(count as usize).collect());
+        }
+        let holders: BTreeSet<String> = there()
+            .filter(|seat| !seat.gpus.is_empty())
+            .map(|seat| format!("`{}`", seat.target))
+            .collect();
+        let holders: Vec<String> = holders.into_iter().collect();
+        Err(Problem::new(
+            "NoGpu",
+            format!(
+                "the step needs {count} of the {has} GPUs of `{location}`, and workers of {} have {} of them, for as long as they \
+                 live; give those back with `%cellferry release {}`, and run the cell again",
+                holders.join(", "),
+                taken.len(),
+                target.name
+            ),
+        ))
     }
 
     fn python_of(&self, target: &Target) -> Result<String, Problem> {

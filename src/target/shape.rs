@@ -34,10 +34,7 @@ impl Shape {
                     resources.nodes = step.nodes;
                     resources.cpus = step.cpus;
                 }
-                let devices = request.gpus.as_ref().map_or(0, |gpus| gpus.count.get());
-                if step.gpus.is_some_and(|gpus| gpus != devices) {
-                    resources.gpus = step.gpus;
-                }
+                resources.gpus = step.gpus;
                 if !request.fits(step) {
                     resources.nodes = step.nodes;
                     resources.cpus = step.cpus;
@@ -51,10 +48,21 @@ impl Shape {
                     let problem = format!("`{name}` is one machine");
                     return Err(("nodes", problem));
                 }
-                if step.gpus.is_some_and(|gpus| gpus > 0) {
-                    let problem = format!("`{name}` declares no GPUs");
+                let has = target.gpus;
+                if step.gpus.is_some_and(|gpus| gpus > has) {
+                    let has = match has {
+                        0 => "has no GPUs".to_owned(),
+                        1 => "has 1 GPU".to_owned(),
+                        _ => format!("has {has} GPUs"),
+                    };
+                    let problem = format!("`{name}` {has}, by `gpus` in {}", target.table());
                     return Err(("gpus", problem));
                 }
+                if step.gpus.is_some() && step.ranks.is_some() {
+                    let problem = format!("ranks on `{name}` share its GPUs: take `gpus` away");
+                    return Err(("gpus", problem));
+                }
+                resources.gpus = step.gpus;
             }
         }
         Ok(Self {
@@ -63,19 +71,29 @@ impl Shape {
         })
     }
 
+    /// How many GPUs each of its workers has to itself; `None` if it sees all that there are, and shares them.
+    pub fn gpus(&self, target: &Target) -> Option<u32> {
+        let several = target.workers.get() > 1 && target.gpus > 0;
+        let share = several.then(|| target.gpus / target.workers);
+        self.resources.gpus.or(share)
+    }
+
     /// How many workers of it there may be.
     pub fn workers(&self, target: &Target) -> u32 {
         // Ranks share state from cell to cell, so all cells of one shape have the same ones.
         if self.resources.ranks.is_some() {
             return 1;
         }
-        match &target.place {
-            Place::Slurm(slurm) => {
-                let nodes = self.resources.nodes.unwrap_or(slurm.request.nodes);
-                nodes.get().saturating_mul(target.workers.get())
-            }
-            Place::Local | Place::Ssh(_) => target.workers.get(),
-        }
+        let locations = match &target.place {
+            Place::Slurm(slurm) => self.resources.nodes.unwrap_or(slurm.request.nodes).get(),
+            Place::Local | Place::Ssh(_) => 1,
+        };
+        // As many as there are GPUs for.
+        let each = match self.resources.gpus {
+            Some(gpus) if gpus > 0 => (target.gpus / gpus).max(1),
+            _ => target.workers.get(),
+        };
+        locations.saturating_mul(each)
     }
 
     /// The shape with that name.

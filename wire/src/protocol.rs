@@ -48,6 +48,8 @@ pub struct WorkerSpec {
     /// The working directory, made if it is missing; the agent's own if absent: the user's home directory on
     /// another machine.
     pub workdir: Option<String>,
+    /// Which GPUs it may use: their places among those that the agent itself may use; `None` for all of them.
+    pub gpus: Option<Vec<u32>>,
     /// Where the worker is an island of MPI ranks, each a process of its own that runs the program.
     pub ranks: Option<Ranks>,
 }

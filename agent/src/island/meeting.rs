@@ -192,6 +192,7 @@ async fn gather(
         stderr_tail: String::new(),
     };
     let spec = Arc::new(WorkerSpec {
+        gpus: None,
         ranks: None,
         ..spec.clone()
     });

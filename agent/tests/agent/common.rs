@@ -39,6 +39,7 @@ pub fn spec_of(argv: &[&str]) -> WorkerSpec {
         argv: argv.iter().map(|word| (*word).to_owned()).collect(),
         env: Vec::new(),
         workdir: None,
+        gpus: None,
         ranks: None,
     }
 }

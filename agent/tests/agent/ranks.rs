@@ -26,6 +26,7 @@ fn island(count: u32) -> WorkerSpec {
         &count_word,
     ];
     WorkerSpec {
+        gpus: None,
         ranks: Some(Ranks {
             count,
             launcher: launcher.map(str::to_owned).to_vec(),

@@ -72,6 +72,15 @@ impl Cluster {
     }
 }
 
+/// What a location has to bear.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    /// How many workers it has.
+    pub workers: usize,
+    /// How many GPUs they have.
+    pub gpus: usize,
+}
+
 /// All allocations of this session.
 pub struct Clusters {
     /// For the allocations that the next kernel may take over.
@@ -120,14 +129,22 @@ impl Clusters {
         shape: &Shape,
         run_dir: Option<PathBuf>,
         events: &mpsc::UnboundedSender<FromLocation>,
-        load: impl Fn(&TargetName) -> usize,
+        load: impl Fn(&TargetName) -> Load,
     ) -> Node {
+        let wanted = shape.gpus(target).unwrap_or(0) as usize;
+        let has_room = |allocation: &Allocation, location: &TargetName| {
+            load(location).gpus + wanted <= allocation.gpus() as usize
+        };
         let fits = |allocation: &Allocation| {
             allocation.target == target.name
                 && allocation.slurm == *slurm
                 && allocation.setup == target.setup
                 && allocation.request.fits(&shape.resources)
                 && !allocation.is_over()
+                && allocation
+                    .nodes
+                    .iter()
+                    .any(|(location, lost)| !lost && has_room(allocation, location))
         };
         let index = match self.allocations.iter().position(fits) {
             Some(index) => index,
@@ -136,8 +153,8 @@ impl Clusters {
                 self.allocations.len() - 1
             }
         };
-        let allocation = &mut self.allocations[index];
-        allocation.used = Instant::now();
+        self.allocations[index].used = Instant::now();
+        let allocation = &self.allocations[index];
         // Ranks are started from the first node.
         let first_only = shape.resources.ranks.is_some();
         let nodes = allocation.nodes.iter().enumerate();
@@ -156,6 +173,7 @@ impl Clusters {
             patience: slurm.patience,
             cluster: allocation.cluster.clone(),
             job: allocation.state.clone(),
+            gpus: allocation.gpus(),
             login_reached: AtomicBool::new(false),
         }
     }
@@ -340,6 +358,11 @@ impl Clusters {
 }
 
 impl Allocation {
+    /// How many GPUs each of its nodes has.
+    fn gpus(&self) -> u32 {
+        self.request.gpus.as_ref().map_or(0, |gpus| gpus.count.get())
+    }
+
     fn is_over(&self) -> bool {
         matches!(*self.state.borrow(), JobState::Ended(..))
             || self.nodes.iter().all(|(_, lost)| *lost)

@@ -39,6 +39,8 @@ pub struct Node {
     pub number: u32,
     /// The target's name.
     pub target: String,
+    /// How many GPUs the allocation has on it.
+    pub gpus: u32,
     /// How long it may be out of reach.
     pub patience: Duration,
     /// The cluster.
