@@ -25,13 +25,15 @@ fn island(count: u32) -> WorkerSpec {
         "-n",
         &count_word,
     ];
+    let mut spec = spec();
+    spec.argv.push("--HistoryManager.enabled=False".to_owned());
     WorkerSpec {
         ranks: Some(Ranks {
             count,
             launcher: launcher.map(str::to_owned).to_vec(),
             spread: false,
         }),
-        ..spec()
+        ..spec
     }
 }
 
