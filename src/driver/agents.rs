@@ -230,10 +230,11 @@ pub struct Agents {
 }
 
 impl Agents {
-    /// No agent is started yet.
+    /// No agent is started yet. `notebook` is what the kernels of one notebook have in common.
     pub fn new(
         python: Option<PathBuf>,
         arrivals: Arc<Arrivals>,
+        notebook: &str,
     ) -> (Self, mpsc::UnboundedReceiver<FromLocation>) {
         let (events, inbox) = mpsc::unbounded_channel();
         let agents = Self {
@@ -246,7 +247,7 @@ impl Agents {
             run_dir: None,
             segments: None,
             guard: None,
-            clusters: Clusters::default(),
+            clusters: Clusters::new(notebook),
             events,
         };
         (agents, inbox)

@@ -1,7 +1,7 @@
 //! Reads what a client asks to execute: the request, its metadata from wherever it stands, the analysis.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -137,6 +137,11 @@ impl Cells {
             called: BTreeSet::new(),
             seeded: false,
         }
+    }
+
+    /// The notebook's file, if the client tells it.
+    pub fn notebook(&self) -> Option<&Path> {
+        self.notebook.as_ref().map(Notebook::path)
     }
 
     /// Where the notebook's metadata comes from, for `%cellferry status`.

@@ -23,7 +23,7 @@ mod values;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,14 +96,24 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         outbox,
     } = cellferry_kernel::bind(&file).await?;
     let values = Values::default();
-    let (agents, mut events) = Agents::new(options.python, values.files.arrivals());
+    let cells = Cells::new(file.jupyter_session.as_deref());
+    let notebook = cells
+        .notebook()
+        // A client that does not tell the notebook starts its kernel again with the same file.
+        .map_or_else(|| options.connection_file.clone(), Path::to_owned);
+    let notebook = std::path::absolute(&notebook).unwrap_or(notebook);
+    let (agents, mut events) = Agents::new(
+        options.python,
+        values.files.arrivals(),
+        &notebook.display().to_string(),
+    );
     let modules = Modules::new(agents.folder().to_owned());
     let mut driver = Driver {
         outbox,
         author: Author::new(),
         version,
         session: Session::new(),
-        cells: Cells::new(file.jupyter_session.as_deref()),
+        cells,
         agents,
         values,
         staging: Staging::default(),

@@ -1,7 +1,10 @@
 """Cells on the nodes of a real Slurm cluster, through its login node."""
 
 import ast
+import os
+import signal
 
+import nbformat
 import pytest
 from client import on
 from faults import final_notices, notices
@@ -95,6 +98,7 @@ def test_what_the_cluster_refuses_is_told_under_the_cell(cluster, slurm, kernel,
     assert kernel.run("1", on("good")).ok().result == "1"
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("how, told", [
     ("cancelled", "CANCELLED"),
     ("time limit", "TIMEOUT"),
@@ -116,3 +120,135 @@ def test_the_end_of_a_job_is_told_and_the_next_cell_gets_another(cluster, slurm,
     # What Slurm kills has no time to clear up; the next agent there does, after a while.
     for node in cluster.nodes:
         cluster.on(node, "rm -rf /tmp/cellferry-* /dev/shm/cellferry-*")
+
+
+@pytest.mark.timeout(300)
+def test_a_node_that_crashes_is_lost_and_its_step_runs_on_another(cluster, slurm, kernel):
+    slurm(nodes=2)
+    kernel.run("import time, os\nx = 5", BIG).ok()
+    run = kernel.send("print(os.uname().nodename, flush=True)\ntime.sleep(8)\ny = x + 1", BIG)
+    kernel.read_until(lambda: run.text().startswith("node"))
+    first = run.text().strip()
+    cluster.fault("kill", first)
+    cluster.left_within = 60
+    kernel.finish(run, timeout=180)
+    assert run.ok().text().strip() != first
+    assert kernel.run("y").ok().result == "6"
+
+
+def test_slurmd_killed_harms_no_cell(cluster, slurm, kernel):
+    slurm()
+    kernel.run("import time, os\nx = 5", BIG).ok()
+    node = kernel.run("print(os.uname().nodename)", BIG).ok().text().strip()
+    run = kernel.send("print('go', flush=True)\ntime.sleep(5)\nx += 1", BIG)
+    kernel.read_printed(run, "go")
+    cluster.fault("crash", node, "slurmd")
+    kernel.finish(run)
+    run.ok()
+    assert kernel.run("x", BIG).ok().result == "6"
+
+
+def test_a_controller_that_is_away_for_a_while_is_waited_for(cluster, slurm, kernel):
+    slurm()
+    slurm("other")
+    kernel.run("x = 5", BIG).ok()
+    cluster.fault("stop", "login", "slurmctld")
+    assert kernel.run("x + 1", BIG).ok().result == "6"
+    run = kernel.send("x + 2", on("other"))
+    kernel.read_until(lambda: "no job yet, trying again" in notices(run), 60)
+    cluster.fault("start", "login", "slurmctld")
+    kernel.finish(run, timeout=90)
+    assert run.ok().result == "7"
+
+
+@pytest.mark.parametrize("when", ["waiting", "running"])
+def test_a_login_node_that_is_out_of_reach_for_a_while_is_waited_for(cluster, slurm, kernel, when):
+    slurm(nodes=3)
+    if when == "waiting":
+        other = cluster.slurm("sbatch --parsable -N3 --exclusive --output=/dev/null --wrap 'sleep 1000'", user="bob")
+        wait_until(lambda: cluster.job(other)["JobState"] == "RUNNING", 20, lambda: cluster.job(other))
+        run = kernel.send("print('go')\nx = 5", BIG)
+        kernel.read_until(lambda: " waits" in notices(run), 60)
+    else:
+        kernel.run("import time", BIG).ok()
+        run = kernel.send("print('go', flush=True)\ntime.sleep(10)\nx = 5", BIG)
+        kernel.read_printed(run, "go")
+    cluster.fault("cut", "login")
+    kernel.read_until(lambda: "lost, reconnecting" in notices(run), 60)
+    cluster.fault("heal", "login")
+    if when == "waiting":
+        cluster.slurm(f"scancel {other}", user=None)
+    kernel.finish(run, timeout=90)
+    assert run.ok().text() == "go\n"
+    assert kernel.run("x").ok().result == "5"
+    assert len(open_jobs(cluster)) == 1
+
+
+@pytest.mark.parametrize("when", ["waiting", "running"])
+def test_a_killed_kernel_leaves_no_job(cluster, slurm, start, when):
+    slurm(nodes=3, patience="4s")
+    kernel = start()
+    if when == "waiting":
+        other = cluster.slurm("sbatch --parsable -N3 --exclusive --output=/dev/null --wrap 'sleep 1000'", user="bob")
+        wait_until(lambda: cluster.job(other)["JobState"] == "RUNNING", 20, lambda: cluster.job(other))
+        run = kernel.send("1", BIG)
+        kernel.read_until(lambda: " waits" in notices(run), 60)
+    else:
+        kernel.run("import time", BIG).ok()
+        kernel.send("time.sleep(1000)", BIG)
+    os.kill(kernel.pid, signal.SIGKILL)
+    wait_until(lambda: not cluster.slurm("squeue -h -u alice", user=None), 40, lambda: cluster.slurm("squeue"))
+    cluster.slurm("scancel --user=bob", user=None)
+    cluster.left_within = 30
+
+
+def test_an_interrupt_stops_the_cell_and_keeps_the_allocation(cluster, slurm, kernel):
+    slurm()
+    kernel.run("import time\nx = 5", BIG).ok()
+    run = kernel.send("print('go', flush=True)\ntime.sleep(100)", BIG)
+    kernel.read_printed(run, "go")
+    kernel.interrupt()
+    kernel.finish(run)
+    assert run.error.startswith("KeyboardInterrupt")
+    assert kernel.run("x", BIG).ok().result == "5"
+    assert len(open_jobs(cluster)) == 1
+
+
+def test_on_the_login_node_itself(cluster):
+    """No `login`: `sbatch` is at hand."""
+    table = f"[targets.big]\ntype = 'slurm'\npython = '{cluster.python}'\n"
+    cluster.write("login", "work/cellferry.toml", table)
+    cells = [("x = [1]", {}), ("import os\nx.append(os.uname().nodename)", BIG), ("print(x)", {})]
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "cellferry", "display_name": "Cellferry"}})
+    notebook.cells = [nbformat.v4.new_code_cell(source, metadata=metadata) for source, metadata in cells]
+    cluster.write("login", "work/note.ipynb", nbformat.writes(notebook))
+    command = f"cd ~/work && {cluster.python} -m nbconvert --execute --to notebook --stdout note.ipynb"
+    done = nbformat.reads(cluster.on("login", command, user="alice", timeout=120), as_version=4)
+    assert ast.literal_eval(done.cells[-1].outputs[0].text)[1] in cluster.nodes
+    no_jobs(cluster)
+    cluster.on("login", "rm -rf ~alice/work")
+
+
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_the_next_kernel_of_the_notebook_takes_the_allocation_over(cluster, slurm, kernel, how):
+    slurm()
+    kernel.run("x = 5", BIG).ok()
+    (job,) = open_jobs(cluster)
+    if how == "kill":
+        os.kill(kernel.pid, signal.SIGKILL)
+    kernel.manager.restart_kernel()
+    kernel.client.wait_for_ready(timeout=60)
+    run = kernel.run("'x' in globals()", BIG)
+    assert run.ok().result == "False"
+    assert open_jobs(cluster) == [job]
+    kernel.request("shutdown_request", {"restart": False}, channel="control")
+    no_jobs(cluster)
+
+
+def test_what_is_not_to_be_kept_ends_at_a_restart(cluster, slurm, kernel):
+    slurm(keep=False)
+    kernel.run("x = 5", BIG).ok()
+    (job,) = open_jobs(cluster)
+    kernel.manager.restart_kernel()
+    kernel.client.wait_for_ready(timeout=60)
+    assert job not in open_jobs(cluster)

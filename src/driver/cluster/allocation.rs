@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use super::super::agents::FromLocation;
 use super::Cluster;
+use super::kept::{Kept, Record, Shelf};
 use crate::session::{Gone, Problem};
 use crate::target::batch::shell::{input, quoted};
 use crate::target::batch::watch::News;
@@ -79,6 +80,10 @@ pub struct Keeper {
     pub patience: Duration,
     /// Where.
     pub cluster: Arc<Cluster>,
+    /// Where it is noted for the next kernel, if that may take it over.
+    pub shelf: Option<Shelf>,
+    /// Stands for all that it is made from.
+    pub fingerprint: String,
     /// Where its news go.
     pub events: mpsc::UnboundedSender<FromLocation>,
     /// What becomes of it.
@@ -89,6 +94,16 @@ pub struct Keeper {
 struct Submitted {
     job: JobId,
     folder: String,
+    kept: Option<Kept>,
+}
+
+impl Submitted {
+    /// The next kernel need not look for it.
+    fn forget(self) {
+        if let Some(kept) = self.kept {
+            kept.forget();
+        }
+    }
 }
 
 impl Keeper {
@@ -121,24 +136,75 @@ impl Keeper {
             Some(Ok(submitted)) => submitted,
         };
         if release.is_none() {
-            let mut following = std::pin::pin!(self.follow(&submitted));
-            tokio::select! {
-                () = &mut following => return,
+            let over = tokio::select! {
+                () = self.follow(&submitted) => true,
                 order = orders.recv() => match order {
-                    Some(Order::Release(done)) => release = Some(done),
+                    Some(Order::Release(done)) => {
+                        release = Some(done);
+                        false
+                    }
+                    // What is noted of it stays.
                     Some(Order::Leave) | None => return,
                 },
+            };
+            if over {
+                submitted.forget();
+                return;
             }
         }
         self.ended(released(), Gone::LocationLost);
         self.cancel(&submitted).await;
+        submitted.forget();
         if let Some(done) = release {
             let _ = done.send(());
         }
     }
 
-    /// Prepares the job and submits it.
+    /// Takes over what an earlier kernel has left, or prepares a job and submits it.
     async fn begin(&self, submitting: &watch::Sender<bool>) -> Result<Submitted, Problem> {
+        let submitted = match self.take_over().await {
+            Some(submitted) => submitted,
+            None => self.make(submitting).await?,
+        };
+        self.state.send_replace(JobState::Submitted {
+            folder: submitted.folder.clone(),
+        });
+        Ok(submitted)
+    }
+
+    /// A job of an earlier kernel that still waits or runs.
+    async fn take_over(&self) -> Option<Submitted> {
+        while let Some((kept, record)) = self.shelf.as_ref()?.take(&self.fingerprint) {
+            let Some(job) = JobId::new(&record.job) else {
+                kept.forget();
+                continue;
+            };
+            let jobs = [job.clone()];
+            let status = match self.cluster.batch().status(&jobs, false).await {
+                Ok(mut found) => found.remove(&job),
+                Err(error) => {
+                    tracing::info!("{}: nothing is known of job {job}: {error}", self.name);
+                    return None;
+                }
+            };
+            if let Some(Status::Waiting(_) | Status::Starting | Status::Running(_)) = status {
+                tracing::info!(
+                    "{}: job {job} of an earlier kernel is taken over",
+                    self.name
+                );
+                return Some(Submitted {
+                    job,
+                    folder: record.folder,
+                    kept: Some(kept),
+                });
+            }
+            kept.forget();
+        }
+        None
+    }
+
+    /// Prepares a job and submits it.
+    async fn make(&self, submitting: &watch::Sender<bool>) -> Result<Submitted, Problem> {
         self.say(JobNews::Waits(format!("{}: preparing a job", self.name)));
         let key = JobKey::new();
         let commands = self.cluster.commands();
@@ -180,12 +246,26 @@ impl Keeper {
                 return Err(self.problem(&error));
             }
         };
-        let submitted = Submitted { job: id, folder };
+        let record = Record {
+            fingerprint: self.fingerprint.clone(),
+            job: id.to_string(),
+            folder: folder.clone(),
+        };
+        let kept = self.shelf.as_ref().map(|shelf| shelf.put(&record));
+        let kept = kept.transpose().unwrap_or_else(|error| {
+            tracing::warn!(
+                "{}: the next kernel will not find job {id}: {error}",
+                self.name
+            );
+            None
+        });
+        let submitted = Submitted {
+            job: id,
+            folder,
+            kept,
+        };
         self.note_cancel(&submitted).await;
         let _ = submitting.send(false);
-        self.state.send_replace(JobState::Submitted {
-            folder: submitted.folder.clone(),
-        });
         Ok(submitted)
     }
 
@@ -248,7 +328,7 @@ impl Keeper {
 
     /// Leaves word how the job is ended, for the gate.
     async fn note_cancel(&self, submitted: &Submitted) {
-        let Submitted { job, folder } = submitted;
+        let Submitted { job, folder, .. } = submitted;
         let text = format!("exec bash -l -c 'exec scancel --quiet {job}'\n");
         let (redirection, lines) = input(&text);
         let path = quoted(&format!("{folder}/cancel"));
@@ -260,7 +340,7 @@ impl Keeper {
 
     /// Tells what becomes of the job, until it is over.
     async fn follow(&self, submitted: &Submitted) {
-        let Submitted { job, folder } = submitted;
+        let Submitted { job, folder, .. } = submitted;
         let batch = self.cluster.batch();
         let system = batch.system();
         self.say(JobNews::Waits(format!("{system} job {job} is submitted")));
@@ -321,7 +401,7 @@ impl Keeper {
     }
 
     async fn cancel(&self, submitted: &Submitted) {
-        let Submitted { job, folder } = submitted;
+        let Submitted { job, folder, .. } = submitted;
         for _ in 0..CANCELS {
             match self.cluster.batch().cancel(job).await {
                 Ok(()) => break,

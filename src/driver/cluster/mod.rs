@@ -4,6 +4,7 @@
 //! the node's agent comes. Nothing is submitted before that.
 
 mod allocation;
+mod kept;
 mod login;
 mod node;
 
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 
 pub use self::allocation::JobNews;
 use self::allocation::{JobState, Keeper, Order};
+use self::kept::Shelf;
 use self::login::Login;
 pub use self::node::Node;
 use super::agents::FromLocation;
@@ -71,8 +73,9 @@ impl Cluster {
 }
 
 /// All allocations of this session.
-#[derive(Default)]
 pub struct Clusters {
+    /// For the allocations that the next kernel may take over.
+    shelf: Option<Shelf>,
     /// By how they are reached.
     clusters: Vec<(Option<Ssh>, Arc<Cluster>)>,
     allocations: Vec<Allocation>,
@@ -99,6 +102,16 @@ struct Allocation {
 }
 
 impl Clusters {
+    /// None yet. `notebook` is the one whose kernels hand allocations on.
+    pub fn new(notebook: &str) -> Self {
+        Self {
+            shelf: Shelf::of(notebook),
+            clusters: Vec::new(),
+            allocations: Vec::new(),
+            had: HashMap::new(),
+        }
+    }
+
     /// The node for a new worker of that shape: one of an allocation that fits, or of a new one. `load` says how many workers
     /// a location has.
     pub fn node(
@@ -161,6 +174,8 @@ impl Clusters {
             1 => target.name.as_str().into(),
             number => format!("{} {number}", target.name).into(),
         };
+        let made_from = format!("{login:?} {slurm:?} {:?} {}", target.setup, shape.name());
+        let fingerprint = blake3::hash(made_from.as_bytes()).to_hex().to_string();
         let cluster = self.cluster(&name, login, run_dir, events);
         let request = slurm.request.raised(&shape.resources);
         let nodes = (1..=request.nodes.get())
@@ -176,6 +191,8 @@ impl Clusters {
             setup: target.setup.clone(),
             patience: slurm.patience,
             cluster: cluster.clone(),
+            shelf: self.shelf.clone().filter(|_| slurm.keep),
+            fingerprint,
             events: events.clone(),
             state,
         };

@@ -20,7 +20,7 @@ use crate::session::{Gone, Problem, TargetName};
 use crate::target::ssh::bootstrap::{self, BootstrapError};
 
 /// How long a node may be out of reach whose login node can be reached.
-const NODE_PATIENCE: Duration = Duration::from_secs(60);
+const NODE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long to wait for the batch system's word on why a node's agent has gone.
 const WHY: Duration = Duration::from_secs(25);
