@@ -30,7 +30,7 @@ const ON_ONE_MACHINE: &str = "OMPI_MCA_btl_vader_backing_directory={folder}";
 pub fn missing_launcher(last_words: &str) -> Option<&'static str> {
     let missing = last_words
         .lines()
-        .find(|line| line.starts_with("env: ") && line.contains("No such file"))?;
+        .find(|line| line.contains("env: ") && line.contains("No such file"))?;
     ["mpirun", "srun"]
         .into_iter()
         .find(|name| missing.contains(name))

@@ -236,6 +236,8 @@ async fn the_next_kernel_takes_a_node_over() {
     hello(&mut third.connection).await;
     let node = Pid::from_raw(job.nodes[0].id().unwrap().try_into().unwrap());
     kill(node, Signal::SIGTERM).unwrap();
+    let mut node = job.nodes.remove(0);
+    assert_eq!(node.wait().await.unwrap().code(), Some(0));
     drop(_link);
     drop(_gone);
     job.ends().await;

@@ -25,6 +25,8 @@ fn island(count: u32) -> WorkerSpec {
         "-n",
         &count_word,
     ];
+    let mut spec = spec();
+    spec.argv.push("--HistoryManager.enabled=False".to_owned());
     WorkerSpec {
         gpus: None,
         ranks: Some(Ranks {
@@ -32,7 +34,7 @@ fn island(count: u32) -> WorkerSpec {
             launcher: launcher.map(str::to_owned).to_vec(),
             spread: false,
         }),
-        ..spec()
+        ..spec
     }
 }
 
