@@ -302,7 +302,7 @@ impl Agents {
                 shell: String::new(),
                 pid: None,
                 gpus: Vec::new(),
-        island: false,
+                island: false,
             },
             Place::Ssh(ssh) => Seat {
                 target: target.clone(),
@@ -334,7 +334,7 @@ impl Agents {
                     shell,
                     pid: None,
                     gpus: Vec::new(),
-        island: false,
+                    island: false,
                 };
                 node = Some(found);
                 seat
@@ -408,7 +408,11 @@ impl Agents {
         has: u32,
         count: u32,
     ) -> Result<Vec<u32>, Problem> {
-        let there = || self.workers.values().filter(|seat| seat.location == *location);
+        let there = || {
+            self.workers
+                .values()
+                .filter(|seat| seat.location == *location)
+        };
         let taken: BTreeSet<u32> = there().flat_map(|seat| seat.gpus.iter().copied()).collect();
         let free: Vec<u32> = (0..has).filter(|gpu| !taken.contains(gpu)).collect();
         if free.len() >= count as usize {

@@ -708,8 +708,9 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
         // Batch systems have their own way of asking.
         _ if kind == "slurm" => 0,
         None => 0,
-        Some(Value::Integer(count)) => u32::try_from(*count)
-            .map_err(|_| invalid("gpus", "must be 0 or more".to_owned()))?,
+        Some(Value::Integer(count)) => {
+            u32::try_from(*count).map_err(|_| invalid("gpus", "must be 0 or more".to_owned()))?
+        }
         Some(_) => return Err(invalid("gpus", "must be a whole number".to_owned())),
     };
     let place = if kind == "ssh" {
@@ -789,7 +790,11 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
         workdir: text("workdir")?.map(|workdir| PathBuf::from(path(workdir))),
         workers,
         gpus: match &place {
-            Place::Slurm(slurm) => slurm.request.gpus.as_ref().map_or(0, |gpus| gpus.count.get()),
+            Place::Slurm(slurm) => slurm
+                .request
+                .gpus
+                .as_ref()
+                .map_or(0, |gpus| gpus.count.get()),
             Place::Local | Place::Ssh(_) => gpus,
         },
         env,

@@ -160,10 +160,12 @@ impl Clusters {
         let nodes = allocation.nodes.iter().enumerate();
         let (number, (location, _)) = nodes
             .filter(|(number, (_, lost))| !lost && (!first_only || *number == 0))
-            .min_by_key(|(number, (location, _))| match shape.resources.ranks {
-                // The first of the ranks is there.
-                Some(_) => (0, *number),
-                None => (load(location), *number),
+            .min_by_key(|(number, (location, _))| {
+                (
+                    !has_room(allocation, location),
+                    load(location).workers,
+                    *number,
+                )
             })
             .unwrap_or((0, &allocation.nodes[0]));
         Node {
@@ -360,7 +362,10 @@ impl Clusters {
 impl Allocation {
     /// How many GPUs each of its nodes has.
     fn gpus(&self) -> u32 {
-        self.request.gpus.as_ref().map_or(0, |gpus| gpus.count.get())
+        self.request
+            .gpus
+            .as_ref()
+            .map_or(0, |gpus| gpus.count.get())
     }
 
     fn is_over(&self) -> bool {
