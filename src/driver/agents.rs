@@ -107,6 +107,15 @@ impl Link {
     }
 }
 
+/// What has become of the wish for a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// It is on its way.
+    Begun,
+    /// Others at this location have the GPUs that it needs.
+    Later(TargetName),
+}
+
 /// A worker's place, as the user would say it.
 #[derive(Debug)]
 pub struct Seat {
@@ -284,7 +293,9 @@ impl Agents {
         worker: WorkerId,
         target: &TargetName,
         cells: &Cells,
-    ) -> Result<(), Problem> {
+    ) -> Result<Start, Problem> {
+        // It may have been tried before.
+        self.workers.remove(&worker);
         let shape = Shape::parse(target);
         let wrong = |error: ConfigError| match error {
             ConfigError::Unknown { .. } => {
@@ -368,14 +379,17 @@ impl Agents {
         }
         if let Some(count) = shape.gpus(&definition).filter(|_| !seat.island) {
             let has = node.as_ref().map_or(definition.gpus, |node| node.gpus);
-            seat.gpus = self.free_gpus(&definition, &seat.location, has, count)?;
+            match self.free_gpus(&seat.location, has, count) {
+                Some(gpus) => seat.gpus = gpus,
+                None => return Ok(Start::Later(seat.location)),
+            }
             spec.gpus = Some(seat.gpus.clone());
         }
         let location = seat.location.clone();
         self.workers.insert(worker, seat);
         if let Some(waiting) = self.ending.get_mut(&location) {
             waiting.push(worker);
-            return Ok(());
+            return Ok(Start::Begun);
         }
         self.prepare(target)?;
         if !self.links.contains_key(&location) {
@@ -397,42 +411,33 @@ impl Agents {
             self.links.insert(location, link);
         }
         self.send(worker, ToAgent::StartWorker { worker, spec });
-        Ok(())
+        Ok(Start::Begun)
     }
 
     /// So many GPUs at a location that has `has` of them, and of which no other worker there has any.
-    fn free_gpus(
-        &self,
-        target: &Target,
-        location: &TargetName,
-        has: u32,
-        count: u32,
-    ) -> Result<Vec<u32>, Problem> {
-        let there = || {
-            self.workers
-                .values()
-                .filter(|seat| seat.location == *location)
-        };
-        let taken: BTreeSet<u32> = there().flat_map(|seat| seat.gpus.iter().copied()).collect();
-        let free: Vec<u32> = (0..has).filter(|gpu| !taken.contains(gpu)).collect();
-        if free.len() >= count as usize {
-            return Ok(free.into_iter().take(count as usize).collect());
-        }
-        let holders: BTreeSet<String> = there()
-            .filter(|seat| !seat.gpus.is_empty())
-            .map(|seat| format!("`{}`", seat.target))
-            .collect();
-        let holders: Vec<String> = holders.into_iter().collect();
-        Err(Problem::new(
-            "NoGpu",
-            format!(
-                "the step needs {count} of the {has} GPUs of `{location}`, and workers of {} have {} of them, for as long as they \
-                 live; give those back with `%cellferry release {}`, and run the cell again",
-                holders.join(", "),
-                taken.len(),
-                target.name
-            ),
-        ))
+    fn free_gpus(&self, location: &TargetName, has: u32, count: u32) -> Option<Vec<u32>> {
+        let there = self
+            .workers
+            .values()
+            .filter(|seat| seat.location == *location);
+        let taken: BTreeSet<u32> = there.flat_map(|seat| seat.gpus.iter().copied()).collect();
+        let free = (0..has).filter(|gpu| !taken.contains(gpu));
+        let gpus: Vec<u32> = free.take(count as usize).collect();
+        (gpus.len() == count as usize).then_some(gpus)
+    }
+
+    /// The workers at a location that have GPUs to themselves.
+    pub fn with_gpus(&self, location: &TargetName) -> Vec<WorkerId> {
+        let there = self
+            .workers
+            .iter()
+            .filter(|(_, seat)| seat.location == *location && !seat.gpus.is_empty());
+        there.map(|(worker, _)| *worker).collect()
+    }
+
+    /// Where a worker is: the target itself, unless that has several locations.
+    pub fn location(&self, worker: WorkerId) -> Option<&TargetName> {
+        self.workers.get(&worker).map(|seat| &seat.location)
     }
 
     fn python_of(&self, target: &Target) -> Result<String, Problem> {

@@ -44,7 +44,7 @@ pub use self::cells::needed;
 pub use self::probe::probe;
 
 use self::again::Again;
-use self::agents::{Agents, FromLocation};
+use self::agents::{Agents, FromLocation, Start};
 use self::carry::{Carried, Machine};
 use self::cells::Cells;
 use self::cluster::JobNews;
@@ -131,6 +131,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         shown: HashMap::new(),
         questions: Questions::default(),
         notices: Notices::default(),
+        short_of_gpus: HashMap::new(),
         idle: HashMap::new(),
         releases: Releases::default(),
         warm: false,
@@ -153,7 +154,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
             _ = interrupts.recv() => driver.interrupt().await,
             _ = terminations.recv() => driver.ending = Some(Ending::Silent),
             () = &mut orphaned => driver.ending = Some(Ending::Silent),
-            _ = ticks.tick(), if driver.notices.any() || driver.agents.has_allocations() => driver.tick().await,
+            _ = ticks.tick(), if driver.has_time_limits() => driver.tick().await,
             Some(arrival) = async { tokio::select! {
                 incoming = requests.recv() => incoming.map(Arrival::Request),
                 event = events.recv() => event.map(Arrival::Location),
@@ -205,6 +206,8 @@ struct Driver {
     shown: HashMap<WorkerId, Bytes>,
     questions: Questions,
     notices: Notices,
+    /// Workers that are not started for want of GPUs, with their targets, and where.
+    short_of_gpus: HashMap<WorkerId, (TargetName, TargetName)>,
     /// Workers that end because their allocation has not been used for long.
     idle: HashMap<WorkerId, TargetName>,
     releases: Releases,
@@ -488,6 +491,12 @@ impl Driver {
     /// A worker was given back, or stays.
     fn retired(&mut self, retired: &Retired) {
         let ended = matches!(retired.outcome, Outcome::Ended { .. });
+        if let (false, Some(location)) = (ended, self.agents.location(retired.worker).cloned()) {
+            self.no_gpus(
+                &location,
+                "hold values that can be neither carried nor made again",
+            );
+        }
         if let Some(allocation) = self.idle.remove(&retired.worker)
             && ended
             && self.agents.workers_at(&allocation).is_empty()
@@ -567,9 +576,17 @@ impl Driver {
         self.questions.waiting.extend(later);
     }
 
+    /// Whether the passing of time matters.
+    fn has_time_limits(&self) -> bool {
+        self.notices.any() || self.agents.has_allocations() || !self.short_of_gpus.is_empty()
+    }
+
     /// A second has passed.
     async fn tick(&mut self) {
         self.notice();
+        if !self.short_of_gpus.is_empty() {
+            self.make_room().await;
+        }
         let session = &self.session;
         for allocation in self
             .agents
@@ -795,6 +812,7 @@ impl Driver {
 
     /// Nothing more comes from a worker.
     fn forget(&mut self, worker: WorkerId) {
+        self.short_of_gpus.remove(&worker);
         self.agents.forget(worker);
         self.staging.end(worker);
         self.shown.remove(&worker);
@@ -1083,11 +1101,59 @@ impl Driver {
     // --- effects
 
     async fn start_worker(&mut self, worker: WorkerId, target: &TargetName) {
-        if let Err(problem) = self.agents.start(worker, target, &self.cells).await {
+        match self.agents.start(worker, target, &self.cells).await {
             // Not from within the session's own turn: as an event of its own.
-            self.agents.report(worker, problem);
-        } else if let Some(host) = self.agents.connecting_to(worker) {
-            self.notices.waits(&host, Wait::Connecting, Instant::now());
+            Err(problem) => self.agents.report(worker, problem),
+            Ok(Start::Later(location)) => {
+                self.short_of_gpus
+                    .insert(worker, (target.clone(), location));
+            }
+            Ok(Start::Begun) => {
+                if let Some(host) = self.agents.connecting_to(worker) {
+                    self.notices.waits(&host, Wait::Connecting, Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Workers that wait for GPUs are started if there are enough by now; else those that have some and do nothing end.
+    async fn make_room(&mut self) {
+        for (worker, (target, _)) in std::mem::take(&mut self.short_of_gpus) {
+            self.start_worker(worker, &target).await;
+        }
+        let wanted: BTreeSet<TargetName> = self
+            .short_of_gpus
+            .values()
+            .map(|(_, location)| location.clone())
+            .collect();
+        for location in wanted {
+            let holders = self.agents.with_gpus(&location).into_iter();
+            let (idle, used): (Vec<WorkerId>, Vec<WorkerId>) =
+                holders.partition(|worker| !self.session.is_in_use(*worker));
+            if idle.is_empty() && !used.iter().any(|worker| self.session.is_occupied(*worker)) {
+                // What they have done is not committed, since it comes after that for which there are no GPUs.
+                self.no_gpus(&location, "have run cells that come later");
+            } else if let Some(event) = retire(idle, false) {
+                self.handle(event).await;
+            }
+        }
+    }
+
+    /// There will be no GPUs for workers that wait for some at a location.
+    fn no_gpus(&mut self, location: &TargetName, why: &str) {
+        let problem = Problem::new(
+            "NoGpu",
+            format!(
+                "there are not enough free GPUs on `{location}`: other workers there have them and {why}; \
+                 give them back with `%cellferry release`, and run the cell again"
+            ),
+        );
+        let concerned = self
+            .short_of_gpus
+            .extract_if(|_, (_, other)| other == location);
+        let workers: Vec<WorkerId> = concerned.map(|(worker, _)| worker).collect();
+        for worker in workers {
+            self.agents.report(worker, problem.clone());
         }
     }
 

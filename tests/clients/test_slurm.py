@@ -278,6 +278,17 @@ def test_release_gives_an_allocation_back(cluster, slurm, kernel):
     no_jobs(cluster)
 
 
+def by_rank(run):
+    """What each rank has printed."""
+    said = set()
+    for line in run.ok().text().splitlines():
+        label, _, text = line.removeprefix("[").partition("] ")
+        for part in label.split(","):
+            first, _, last = part.strip().partition("-")
+            said |= {(rank, text) for rank in range(int(first), int(last or first) + 1)}
+    return said
+
+
 RANKS = "from mpi4py import MPI\nimport os\nworld = MPI.COMM_WORLD\nrank = world.rank"
 
 
@@ -286,10 +297,10 @@ def test_an_mpi_step_spans_nodes_and_keeps_its_communicator(cluster, slurm, kern
     ranks = on("big", resources={"ranks": 4, "nodes": 2})
     kernel.run("base = 10").ok()
     run = kernel.run(f"{RANKS}\ntotal = world.allreduce(rank + base)\nprint(total)\nplaces = world.allgather(os.uname().nodename)", ranks)
-    assert run.ok().text() == "[0-3] 46\n"
+    assert by_rank(run) == {(rank, "46") for rank in range(4)}
     assert kernel.run("sorted(places)").ok().result == "['node1', 'node1', 'node2', 'node2']"
     run = kernel.run("print(rank, world.size, flush=True)", ranks)
-    assert sorted(run.ok().text().splitlines()) == [f"[{n}] {n} 4" for n in range(4)]
+    assert by_rank(run) == {(rank, f"{rank} 4") for rank in range(4)}
     run = kernel.run("if rank == 2: raise ValueError('no')\nworld.barrier()", ranks)
     assert run.error.startswith("ValueError: ") and "no" in run.error
     assert kernel.run("total").ok().result == "46"
@@ -304,3 +315,21 @@ def test_islands_of_different_sizes_hand_values_on(cluster, slurm, kernel):
     kernel.run(f"{RANKS}\nhalf = sum(parts[rank::2])\nsums = world.allgather(half)", small).ok()
     assert kernel.run("sums", BIG).ok().result == "[4, 10]"
     assert len(open_jobs(cluster)) == 1
+
+
+def test_steps_that_ask_for_gpus_have_them_to_themselves(cluster, slurm, kernel):
+    slurm(gpus=2)
+    cluster.on("login", "mkdir ~/meet", user="alice")
+    meet = (
+        "import os, time\nmeet = os.path.expanduser('~/meet')\nopen(f'{meet}/{n}', 'w').close()\n"
+        "while len(os.listdir(meet)) < 2: time.sleep(0.05)"
+    )
+    one = on("big", resources={"gpus": 1})
+    runs = [kernel.send(f"n = {n}\n{meet}\nmine_{n} = os.environ['CUDA_VISIBLE_DEVICES']", one) for n in (0, 1)]
+    for run in runs:
+        kernel.finish(run)
+        run.ok()
+    assert kernel.run("sorted([mine_0, mine_1])").ok().result == "['0', '1']"
+    both = on("big", resources={"gpus": 2})
+    assert kernel.run("os.environ['CUDA_VISIBLE_DEVICES']", both).ok().result == "'0,1'"
+    cluster.on("login", "rm -r ~/meet", user="alice")

@@ -141,10 +141,6 @@ impl Clusters {
                 && allocation.setup == target.setup
                 && allocation.request.fits(&shape.resources)
                 && !allocation.is_over()
-                && allocation
-                    .nodes
-                    .iter()
-                    .any(|(location, lost)| !lost && has_room(allocation, location))
         };
         let index = match self.allocations.iter().position(fits) {
             Some(index) => index,
