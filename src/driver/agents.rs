@@ -758,6 +758,11 @@ impl Agents {
         self.clusters.idle(|location| used.contains(location))
     }
 
+    /// The job of an allocation waits for nodes, or does not.
+    pub fn waits_for_nodes(&mut self, allocation: &TargetName, waits: bool) {
+        self.clusters.waits(allocation, waits);
+    }
+
     /// Whether there are allocations.
     pub fn has_allocations(&self) -> bool {
         self.clusters.any()

@@ -613,6 +613,8 @@ impl Driver {
 
     /// What becomes of an allocation.
     fn job(&mut self, allocation: &TargetName, news: JobNews) {
+        let waits = matches!(news, JobNews::Waits(_));
+        self.agents.waits_for_nodes(allocation, waits);
         match news {
             JobNews::Waits(text) => {
                 self.notices

@@ -333,3 +333,14 @@ def test_steps_that_ask_for_gpus_have_them_to_themselves(cluster, slurm, kernel)
     both = on("big", resources={"gpus": 2})
     assert kernel.run("os.environ['CUDA_VISIBLE_DEVICES']", both).ok().result == "'0,1'"
     cluster.on("login", "rm -r ~/meet", user="alice")
+
+
+def test_an_allocation_that_is_not_used_makes_room_for_another(cluster, slurm, kernel):
+    slurm(nodes=3, gpus=2)
+    kernel.run("x = [1, 2]\ny = x", BIG).ok()
+    more = on("big", resources={"cpus": 3})
+    run = kernel.send("x.append(3)", more)
+    kernel.finish(run, timeout=60)
+    run.ok()
+    assert kernel.run("y").ok().result == "[1, 2, 3]"
+    assert len(open_jobs(cluster)) == 1

@@ -72,6 +72,9 @@ impl Cluster {
     }
 }
 
+/// How long a job waits for nodes before allocations that are not used make room, and how long those must not have been used.
+const PRESSED: Duration = Duration::from_secs(3);
+
 /// What a location has to bear.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Load {
@@ -108,6 +111,8 @@ struct Allocation {
     orders: mpsc::UnboundedSender<Order>,
     /// When a step was last seen in it.
     used: Instant,
+    /// Since when its job waits for nodes.
+    waits: Option<Instant>,
 }
 
 impl Clusters {
@@ -226,6 +231,7 @@ impl Clusters {
             state: states,
             orders,
             used: Instant::now(),
+            waits: None,
         });
     }
 
@@ -302,13 +308,34 @@ impl Clusters {
             .collect()
     }
 
-    /// Those that have not been used for as long as their targets allow; they count as used now, so that they are named again
-    /// after as long. `is_used` says whether a step is on its way to a location, or runs there.
+    /// The job of an allocation waits for nodes, or does not.
+    pub fn waits(&mut self, name: &TargetName, waits: bool) {
+        let named = |allocation: &&mut Allocation| allocation.name == *name;
+        if let Some(allocation) = self.allocations.iter_mut().find(named) {
+            let since = waits.then(Instant::now);
+            allocation.waits = since.and(allocation.waits.or(since));
+        }
+    }
+
+    /// Those that have not been used for as long as their targets allow, or for a moment while the job of another one waits,
+    /// maybe for the very nodes that they have; they count as used now, so that they are named again after as long. `is_used` says whether a step is on its way to a location, or runs there.
     pub fn idle(&mut self, is_used: impl Fn(&TargetName) -> bool) -> Vec<TargetName> {
         let mut idle = Vec::new();
+        let press = self.allocations.iter().filter(|allocation| {
+            let long = |since: &Instant| since.elapsed() >= PRESSED;
+            allocation.waits.as_ref().is_some_and(long)
+        });
+        let pressed: Vec<Arc<Cluster>> = press.map(|waits| waits.cluster.clone()).collect();
         for allocation in &mut self.allocations {
             let used = allocation.nodes.iter().any(|(node, _)| is_used(node));
-            if !used && allocation.used.elapsed() < allocation.slurm.idle {
+            let is_pressed = pressed
+                .iter()
+                .any(|cluster| Arc::ptr_eq(cluster, &allocation.cluster));
+            let limit = match allocation.slurm.idle {
+                idle if is_pressed => idle.min(PRESSED),
+                idle => idle,
+            };
+            if !used && allocation.used.elapsed() < limit {
                 continue;
             }
             allocation.used = Instant::now();
