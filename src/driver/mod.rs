@@ -472,6 +472,13 @@ impl Driver {
     fn retired(&mut self, retired: &Retired) {
         if matches!(retired.outcome, Outcome::Ended { .. }) {
             self.agents.end_unused(&retired.target);
+        } else {
+            tracing::info!(
+                "worker {} of `{}` stays: {:?}",
+                retired.worker.0,
+                retired.target,
+                retired.outcome
+            );
         }
         let answered = self.releases.retired(retired);
         self.released(answered);
