@@ -166,7 +166,7 @@ impl Session {
     }
 
     /// The current values that nobody but these workers has, or will have whatever is taken back.
-    fn only_there(&self, there: &BTreeSet<WorkerId>) -> BTreeMap<Name, Version> {
+    pub(super) fn only_there(&self, there: &BTreeSet<WorkerId>) -> BTreeMap<Name, Version> {
         let view = self.ledger.committed();
         let is_only_there = |name: &&Name| {
             let mut is_there = false;
