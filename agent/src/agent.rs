@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use cellferry_wire::Held;
-use cellferry_wire::protocol::{FromAgent, ToAgent, WorkerId};
+use cellferry_wire::protocol::{FromAgent, ToAgent, WorkerId, WorkerSpec};
 use nix::sys::signal::{self, SigHandler, Signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::exit::signal_group;
 use crate::files;
+use crate::island;
 use crate::outlet::Outlet;
 use crate::transfers::Transfers;
 use crate::worker::{self, Command};
@@ -24,8 +26,11 @@ const GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Agent {
     run_dir: PathBuf,
+    segments: PathBuf,
+    /// The directory of the allocation that this machine is in, which all of its machines see.
+    allocation: Option<PathBuf>,
     workers: HashMap<WorkerId, Handle>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
     transfers: Transfers,
     outlet: Outlet,
 }
@@ -33,9 +38,17 @@ pub struct Agent {
 #[derive(Debug)]
 struct Handle {
     commands: mpsc::UnboundedSender<Command>,
+    interrupts: Interrupts,
+}
+
+/// How a worker is interrupted.
+#[derive(Debug)]
+enum Interrupts {
     /// Its process group, 0 until there is one. Interrupts go to it directly: they must not wait
     /// behind output that nobody takes.
-    group: Arc<AtomicU32>,
+    Group(Arc<AtomicU32>),
+    /// It passes them on to its ranks.
+    Island,
 }
 
 impl Agent {
@@ -52,11 +65,18 @@ impl Agent {
         let _ = unsafe { signal::signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
         Self {
             run_dir: run_dir.to_owned(),
+            segments: segments.to_owned(),
+            allocation: None,
             workers: HashMap::new(),
             tasks: Vec::new(),
             transfers: Transfers::new(segments.to_owned(), outlet.clone()),
             outlet,
         }
+    }
+
+    /// The same, on a machine of an allocation that has this directory.
+    pub(crate) fn within(self, allocation: Option<PathBuf>) -> Self {
+        Self { allocation, ..self }
     }
 
     /// Does what the kernel asks. Commands for workers that are gone are dropped: their end has been told.
@@ -69,24 +89,14 @@ impl Agent {
         match command {
             ToAgent::StartWorker { worker, spec } => {
                 let (sender, commands) = mpsc::unbounded_channel();
-                let group = Arc::new(AtomicU32::new(0));
-                self.workers.insert(
-                    worker,
-                    Handle {
-                        commands: sender,
-                        group: group.clone(),
-                    },
-                );
                 self.tasks.retain(|task| !task.is_finished());
-                let life = worker::live(
-                    worker,
-                    spec,
-                    self.run_dir.clone(),
-                    group,
-                    commands,
-                    self.outlet.clone(),
-                );
-                self.tasks.push(tokio::spawn(life));
+                let (interrupts, task) = self.start(worker, spec, commands);
+                self.tasks.push(task);
+                let handle = Handle {
+                    commands: sender,
+                    interrupts,
+                };
+                self.workers.insert(worker, handle);
             }
             ToAgent::Send {
                 worker,
@@ -94,11 +104,15 @@ impl Agent {
                 parts,
             } => self.tell(worker, Command::Send(channel, parts)),
             ToAgent::Interrupt { worker } => {
-                if let Some(handle) = self.workers.get(&worker) {
-                    let group = handle.group.load(Ordering::Acquire);
-                    signal_group(group, Signal::SIGINT);
-                    // It may be stopped because nobody takes what it says.
-                    signal_group(group, Signal::SIGCONT);
+                match self.workers.get(&worker).map(|handle| &handle.interrupts) {
+                    Some(Interrupts::Group(group)) => {
+                        let group = group.load(Ordering::Acquire);
+                        signal_group(group, Signal::SIGINT);
+                        // It may be stopped because nobody takes what it says.
+                        signal_group(group, Signal::SIGCONT);
+                    }
+                    Some(Interrupts::Island) => self.tell(worker, Command::Interrupt),
+                    None => {}
                 }
             }
             ToAgent::StopWorker { worker, grace } => self.tell(worker, Command::Stop(grace)),
@@ -160,6 +174,27 @@ impl Agent {
                 FromAgent::Made { request, outcome }
             }),
         }
+    }
+
+    /// Begins a worker's life.
+    fn start(
+        &self,
+        worker: WorkerId,
+        mut spec: WorkerSpec,
+        commands: mpsc::UnboundedReceiver<Command>,
+    ) -> (Interrupts, JoinHandle<()>) {
+        let (run_dir, outlet) = (self.run_dir.clone(), self.outlet.clone());
+        if let Some(ranks) = spec.ranks.take() {
+            let (segments, allocation) = (self.segments.clone(), self.allocation.clone());
+            let life = async move {
+                let own = (&*run_dir, &*segments, allocation.as_deref());
+                island::live(worker, (spec, ranks), own, commands, outlet).await;
+            };
+            return (Interrupts::Island, tokio::spawn(life));
+        }
+        let group = Arc::new(AtomicU32::new(0));
+        let life = worker::live(worker, spec, run_dir, group.clone(), commands, outlet);
+        (Interrupts::Group(group), tokio::spawn(life))
     }
 
     fn tell(&mut self, worker: WorkerId, command: Command) {

@@ -114,7 +114,7 @@ impl Attachment {
         let accepting = tokio::spawn(serve::accept(listener, streams));
         let end = serve::stay(
             links,
-            RunDir::given(directory),
+            (RunDir::given(directory), None),
             self.conversation,
             self.patience,
             &mut serve::Signals::catch()?,

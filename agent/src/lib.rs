@@ -4,7 +4,7 @@
 //! checks and makes signatures. For `home` it runs inside the kernel's process ([`Agent::local`]), for other targets on
 //! the same machine as a program that speaks over stdin and stdout ([`serve`]). On another machine it is a program
 //! that outlives its links ([`attach`]), and on the nodes of a batch job one that is reached through the login node
-//! ([`allocation`]).
+//! ([`allocation`]). For each rank of an MPI program it is one that serves another agent ([`rank`]).
 
 mod agent;
 pub mod allocation;
@@ -13,8 +13,10 @@ mod brake;
 mod direct;
 mod exit;
 pub mod files;
+mod group;
 mod growing;
 pub mod guard;
+mod island;
 mod machine;
 mod mapped;
 mod memory;
@@ -29,6 +31,7 @@ mod worker;
 
 pub use agent::Agent;
 pub use growing::Growing;
+pub use island::rank;
 pub use mapped::Mapped;
 pub use pool::Pool;
 pub use run_dir::RunDir;
@@ -53,6 +56,14 @@ pub enum AgentError {
     /// The connection to the kernel.
     #[error(transparent)]
     Wire(#[from] cellferry_wire::WireError),
+    /// A rank cannot come to its island.
+    #[error("cannot join the island in `{path}`: {error}")]
+    Island {
+        /// The island's folder.
+        path: String,
+        /// Why.
+        error: String,
+    },
     /// Signals or standard streams.
     #[error("cannot set up the agent: {0}")]
     Io(#[from] std::io::Error),

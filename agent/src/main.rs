@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cellferry_agent::allocation::{Allocation, gate, node, reach};
 use cellferry_agent::attach::{AttachError, Attachment, inherited};
-use cellferry_agent::{AgentError, OWN_PROGRAM, guard, serve};
+use cellferry_agent::{AgentError, OWN_PROGRAM, RunDir, guard, rank, serve};
 use cellferry_wire::BUILD;
 use tracing_subscriber::EnvFilter;
 
@@ -17,18 +17,22 @@ cellferry-agent                 serve the kernel over stdin and stdout, and end 
 cellferry-agent attach --conversation HEX32 --patience SECONDS [--existing]
                                 reach the agent of a conversation over stdin and stdout; unless it is to
                                 exist, start it. It stays for so long without a link
-cellferry-agent allocate DIRECTORY
-                                make the directory that the machines of a batch job share
 cellferry-agent reach --allocation DIRECTORY --node NUMBER --conversation HEX32 --patience SECONDS
                                 reach the agent of one of its nodes over stdin and stdout
 cellferry-agent node --allocation DIRECTORY --patience SECONDS
-                                be that agent, on the node of which $SLURM_NODEID is the number
+                                be that agent, on the node of which $SLURM_NODEID is the number; the exit code is 75 if
+                                nobody has wanted it for so long
+cellferry-agent rank --island DIRECTORY
+                                be one rank of an MPI step, as its launcher has started it
 cellferry-agent check HASH      succeed if this program has this BLAKE3 hash
 cellferry-agent --version       print the version
 ";
 
 /// Exit code for an agent that is not there any more: `EX_UNAVAILABLE` of sysexits.h.
 const GONE: u8 = 69;
+
+/// Exit code of a node's agent that nobody has wanted for its patience: `EX_TEMPFAIL`. The job's script knows it.
+const PATIENCE_OVER: u8 = 75;
 
 /// Exit code for a wrong command line: `EX_USAGE`.
 const WRONG: u8 = 64;
@@ -81,10 +85,6 @@ fn main() -> ExitCode {
             Some(attachment) => run(attachment.stay(PathBuf::from(directory))),
             None => usage(),
         },
-        ["allocate", directory] => match Allocation::at(directory).make() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&format!("cannot make `{directory}`: {error}")),
-        },
         [
             "reach",
             "--allocation",
@@ -102,24 +102,42 @@ fn main() -> ExitCode {
             }
             _ => usage(),
         },
-        ["gate", "--allocation", directory, "--patience", patience, _] => match patience.parse() {
+        [
+            "gate",
+            "--allocation",
+            directory,
+            "--patience",
+            patience,
+            place,
+        ] => match patience.parse() {
             Ok(seconds) => run(serve_gate(
                 Allocation::at(directory),
                 Duration::from_secs(seconds),
+                RunDir::given(place.into()),
             )),
             Err(_) => usage(),
         },
         ["node", "--allocation", directory, "--patience", patience] => {
             let number = std::env::var("SLURM_NODEID").unwrap_or_else(|_| "0".to_owned());
             match (number.parse(), patience.parse()) {
-                (Ok(number), Ok(seconds)) => run(node(
-                    Allocation::at(directory),
-                    number,
-                    Duration::from_secs(seconds),
-                )),
+                (Ok(number), Ok(seconds)) => run_to(
+                    node(
+                        Allocation::at(directory),
+                        number,
+                        Duration::from_secs(seconds),
+                    ),
+                    |forsaken| {
+                        if forsaken {
+                            ExitCode::from(PATIENCE_OVER)
+                        } else {
+                            ExitCode::SUCCESS
+                        }
+                    },
+                ),
                 _ => usage(),
             }
         }
+        ["rank", "--island", directory] => run(rank(directory.as_ref())),
         ["check", hash] => match own_hash() {
             Ok(own) if own.eq_ignore_ascii_case(hash) => ExitCode::SUCCESS,
             Ok(own) => fail(&format!("this program has the hash {own}")),
@@ -134,11 +152,18 @@ fn main() -> ExitCode {
 }
 
 /// One thread: messages take fewer hops, and workers die with the thread that started them.
-fn run(serving: impl Future<Output = Result<(), cellferry_agent::AgentError>>) -> ExitCode {
+fn run(serving: impl Future<Output = Result<(), AgentError>>) -> ExitCode {
+    run_to(serving, |()| ExitCode::SUCCESS)
+}
+
+fn run_to<T>(
+    serving: impl Future<Output = Result<T, AgentError>>,
+    code: impl FnOnce(T) -> ExitCode,
+) -> ExitCode {
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(cellferry_agent::AgentError::from)
+        .map_err(AgentError::from)
         .and_then(|runtime| {
             let served = runtime.block_on(serving);
             // Reading stdin cannot be cancelled; nothing waits for it.
@@ -146,15 +171,22 @@ fn run(serving: impl Future<Output = Result<(), cellferry_agent::AgentError>>) -
             served
         });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(served) => code(served),
         Err(error) => fail(&error.to_string()),
     }
 }
 
-/// `gate`, as `reach` has started it.
-async fn serve_gate(allocation: Allocation, patience: Duration) -> Result<(), AgentError> {
-    let (callers, _lock) = inherited()?;
-    Ok(gate(&allocation, callers, patience).await?)
+/// `gate`, as `reach` has prepared it in `place`.
+async fn serve_gate(
+    allocation: Allocation,
+    patience: Duration,
+    place: RunDir,
+) -> Result<(), AgentError> {
+    let (callers, lock) = inherited()?;
+    let served = gate(&allocation, callers, patience).await;
+    drop(place);
+    drop(lock);
+    Ok(served?)
 }
 
 fn attach(attachment: &Attachment, existing: bool) -> ExitCode {

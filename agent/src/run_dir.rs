@@ -1,7 +1,12 @@
 //! A private directory for connection files and sockets, gone when its owner is.
+//!
+//! Where a whole job is killed at once, nobody is left to remove it. So each owner holds a lock in its directory, and whoever
+//! makes one removes those of this user whose lock nobody holds any more.
 
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::AgentError;
 
@@ -23,10 +28,18 @@ fn free(path: &Path) -> u64 {
     })
 }
 
+/// The file that the owner of a directory holds locked.
+const LOCK: &str = "owner";
+
+/// Nobody holds the lock of a directory that is just being made.
+const BEING_MADE: Duration = Duration::from_secs(60);
+
 /// A directory of mode 0700 that is removed on drop.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
+    /// Held for as long as the directory is used.
+    _lock: Option<File>,
 }
 
 impl RunDir {
@@ -81,9 +94,20 @@ impl RunDir {
             .and_then(|()| {
                 // The umask may have taken bits away, but never ours.
                 std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))
+            })
+            .and_then(|()| {
+                let lock = File::create_new(path.join(LOCK))?;
+                lock.lock()?;
+                Ok(lock)
             });
         match made {
-            Ok(()) => Ok(Self { path }),
+            Ok(lock) => {
+                remove_forsaken(base);
+                Ok(Self {
+                    path,
+                    _lock: Some(lock),
+                })
+            }
             Err(source) => Err(AgentError::RunDir {
                 path: base.display().to_string(),
                 source,
@@ -93,7 +117,7 @@ impl RunDir {
 
     /// One that has been made, of mode 0700, in a directory that all agents of this user share.
     pub fn given(path: PathBuf) -> Self {
-        Self { path }
+        Self { path, _lock: None }
     }
 
     /// Where it is.
@@ -110,6 +134,29 @@ impl Drop for RunDir {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
         }
         remove_common(&self.path);
+    }
+}
+
+/// Removes the directories of this user's in `base` whose owners are gone.
+fn remove_forsaken(base: &Path) {
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_forsaken = || -> std::io::Result<bool> {
+            let metadata = std::fs::symlink_metadata(&path)?;
+            let ours = metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw();
+            let age = metadata.modified()?.elapsed().unwrap_or_default();
+            if !ours || age < BEING_MADE {
+                return Ok(false);
+            }
+            Ok(File::open(path.join(LOCK))?.try_lock().is_ok())
+        };
+        let named = entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(b"cellferry-");
+        if named && is_forsaken().unwrap_or(false) {
+            let _ = std::fs::remove_dir_all(&path);
+        }
     }
 }
 

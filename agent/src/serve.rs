@@ -1,6 +1,6 @@
 //! An agent that is a process of its own: it serves one kernel, over one byte stream or over one after another.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cellferry_wire::protocol::{FromAgent, ToAgent};
@@ -47,6 +47,21 @@ where
     Ok(())
 }
 
+/// Serves another agent over a byte stream until that ends, or asks for the end. Not until a signal comes: launchers send one to
+/// all ranks when one has died, and then it is the other agent that knows what to do.
+pub async fn follow<R, W>(reader: R, writer: W, guard: (&Path, &[&str])) -> Result<(), AgentError>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let served = Served::prepare(RunDir::make()?, guard)?;
+    let _signals = Signals::catch()?;
+    let connection = Connection::start(reader, writer).await?;
+    let over = std::future::ready(());
+    served.until(connection, std::future::pending(), over).await;
+    Ok(())
+}
+
 /// Why an agent has stopped serving a conversation.
 #[derive(Debug)]
 pub enum End<T> {
@@ -61,10 +76,11 @@ pub enum End<T> {
 }
 
 /// Serves a conversation over the byte streams that come, one after another, until the kernel ends it,
-/// SIGTERM comes, no stream has carried it for `patience`, or `other` is ready.
+/// SIGTERM comes, no stream has carried it for `patience`, or `other` is ready. `allocation` is the directory of the one that
+/// this machine is in.
 pub async fn stay<S, T>(
     links: mpsc::Receiver<S>,
-    run_dir: RunDir,
+    (run_dir, allocation): (RunDir, Option<&Path>),
     conversation: [u8; 16],
     patience: Duration,
     signals: &mut Signals,
@@ -74,7 +90,8 @@ pub async fn stay<S, T>(
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let served = Served::prepare(run_dir, guard)?;
+    let mut served = Served::prepare(run_dir, guard)?;
+    served.allocation = allocation.map(Path::to_owned);
     let (connection, line) = Connection::resumable(conversation);
     let up = line.up();
     let mut carrying = tokio::spawn(carry(links, line));
@@ -168,6 +185,8 @@ struct Served {
     run_dir: RunDir,
     segments: RunDir,
     guard: Guard,
+    /// The directory of the allocation that it is in.
+    allocation: Option<PathBuf>,
 }
 
 impl Served {
@@ -178,6 +197,7 @@ impl Served {
             run_dir,
             segments,
             guard,
+            allocation: None,
         })
     }
 
@@ -195,7 +215,8 @@ impl Served {
         } = connection;
         let (run_dir, segments) = (self.run_dir.path(), self.segments.path());
         sender.queue(FromAgent::Hello(hello(run_dir, segments)));
-        let mut agent = Agent::new(run_dir, segments, Outlet::Wire(sender.clone()));
+        let agent = Agent::new(run_dir, segments, Outlet::Wire(sender.clone()));
+        let mut agent = agent.within(self.allocation);
         tokio::select! {
             () = obey(&mut agent, &mut receiver) => {}
             () = ending => {}

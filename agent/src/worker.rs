@@ -1,11 +1,9 @@
 //! One worker's life: start, relay, end.
 
-use std::collections::VecDeque;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,13 +14,10 @@ use cellferry_wire::protocol::{
     Channel, Exit, FromAgent, Parts, StartFailure, WorkerId, WorkerSpec,
 };
 use futures::StreamExt;
-use futures::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Child;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use zeromq::util::PeerIdentity;
 use zeromq::{
     DealerRecvHalf, DealerSendHalf, DealerSocket, Socket, SocketEvent, SocketOptions, SocketRecv,
@@ -30,14 +25,13 @@ use zeromq::{
 };
 
 use crate::brake::Brake;
-use crate::exit::{exit_of, signal_group};
 use crate::files::expand;
-use crate::guard;
+use crate::group::Group;
 use crate::memory::Kills;
 use crate::outlet::Outlet;
 
 /// How long a worker may take to answer for the first time.
-const START_LIMIT: Duration = Duration::from_secs(120);
+pub const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// How often a starting worker's sockets are looked for.
 const LOOK: Duration = Duration::from_millis(5);
@@ -48,19 +42,16 @@ const LAST_OUTPUT: Duration = Duration::from_millis(200);
 /// How long a dead worker's output is read at most.
 const LAST_LIMIT: Duration = Duration::from_secs(5);
 
-/// How much of stderr is kept for last words, in bytes.
-const TAIL: usize = 4 << 10;
-
 /// What a worker can be told.
 #[derive(Debug)]
 pub enum Command {
     /// A message on a channel.
     Send(Channel, Parts),
+    /// SIGINT to all ranks. Where there are none it needs no command.
+    Interrupt,
     /// End: asked first, forced after the grace.
     Stop(Duration),
 }
-
-type Tail = Arc<Mutex<VecDeque<u8>>>;
 
 type SocketEvents = futures::channel::mpsc::Receiver<SocketEvent>;
 
@@ -78,10 +69,10 @@ pub async fn live(
     let last = match Process::start(worker, &spec, &run_dir, &place).await {
         Ok(mut process) => match process.connect(&mut commands, &mut early).await {
             Ok(channels) => {
-                group.store(process.group, Ordering::Release);
+                group.store(process.group.id(), Ordering::Release);
                 outlet.tell(FromAgent::WorkerUp {
                     worker,
-                    pid: process.group,
+                    pid: process.group.id(),
                 });
                 let exit = process
                     .relay(worker, channels, early, &mut commands, &outlet)
@@ -90,11 +81,12 @@ pub async fn live(
                 FromAgent::WorkerDown {
                     worker,
                     exit,
-                    stderr_tail: process.last_words().await,
+                    stderr_tail: process.group.last_words().await,
+                    rank: None,
                 }
             }
             Err(failure) => {
-                process.kill().await;
+                process.group.kill().await;
                 FromAgent::WorkerFailed { worker, failure }
             }
         },
@@ -106,15 +98,10 @@ pub async fn live(
 }
 
 struct Process {
-    child: Child,
-    /// Its process id, which is also that of its group.
-    group: u32,
+    group: Group,
     place: PathBuf,
     signer: Signer,
     author: Author,
-    tail: Tail,
-    /// Read stdout and stderr to their ends.
-    readers: Vec<tokio::task::JoinHandle<()>>,
 }
 
 struct Senders {
@@ -173,56 +160,21 @@ impl Process {
         command
             .args(rest)
             .envs(spec.env.iter().map(|(name, value)| (name, value)))
-            .env("JPY_PARENT_PID", std::process::id().to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true);
+            .envs(visible_gpus(spec.gpus.as_deref()))
+            .env("JPY_PARENT_PID", std::process::id().to_string());
         if let Some(workdir) = &workdir {
             command.current_dir(workdir);
         }
-        #[cfg(target_os = "linux")]
-        let agent = nix::unistd::Pid::this();
-        #[cfg(target_os = "linux")]
-        // The worker dies with the thread that started it. The agent's runtime has one thread, so
-        // that is the agent.
-        // SAFETY: prctl and getppid are async-signal-safe, and nothing else happens between fork and exec.
-        unsafe {
-            command.pre_exec(move || {
-                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-                if nix::unistd::Pid::parent() == agent {
-                    Ok(())
-                } else {
-                    // The agent died before it could matter to us.
-                    Err(std::io::Error::from_raw_os_error(nix::libc::ESRCH))
-                }
-            });
-        }
-        let mut child = command.spawn().map_err(|error| StartFailure::NoProgram {
-            program: program.display().to_string(),
-            error: error.to_string(),
-        })?;
-        let group = child.id().unwrap_or_default();
-        if let Err(error) = guard::note_group(run_dir, worker.0, group) {
-            tracing::warn!("cannot note the process group of a worker: {error}");
-        }
-        let tail = Tail::default();
-        let mut readers = Vec::new();
-        if let Some(stderr) = child.stderr.take() {
-            readers.push(tokio::spawn(keep_tail(stderr, tail.clone())));
-        }
-        if let Some(stdout) = child.stdout.take() {
-            readers.push(tokio::spawn(keep_tail(stdout, tail.clone())));
-        }
+        let group =
+            Group::start(command, run_dir, worker.0).map_err(|error| StartFailure::NoProgram {
+                program: program.display().to_string(),
+                error: error.to_string(),
+            })?;
         Ok(Self {
-            child,
             group,
             place: place.to_owned(),
             signer: Signer::new(key.as_bytes()),
             author: Author::new(),
-            tail,
-            readers,
         })
     }
 
@@ -233,22 +185,19 @@ impl Process {
         commands: &mut mpsc::UnboundedReceiver<Command>,
         early: &mut Vec<(Channel, Parts)>,
     ) -> Result<Channels, StartFailure> {
-        let status = tokio::select! {
+        let exit = tokio::select! {
             channels = ready(&self.place, &self.signer, &self.author) => return Ok(channels),
-            status = self.child.wait() => Some(status),
+            exit = self.group.ended() => Some(exit),
             () = tokio::time::sleep(START_LIMIT) => None,
             () = stopped(commands, early) => {
                 let exit = Exit { code: None, signal: None, out_of_memory: None };
-                return Err(StartFailure::Exited { exit, stderr_tail: self.last_words().await });
+                return Err(StartFailure::Exited { exit, stderr_tail: self.group.last_words().await });
             }
         };
-        signal_group(self.group, Signal::SIGKILL);
-        let stderr_tail = self.last_words().await;
-        Err(match status {
-            Some(status) => StartFailure::Exited {
-                exit: exit_of(status),
-                stderr_tail,
-            },
+        self.group.signal(Signal::SIGKILL);
+        let stderr_tail = self.group.last_words().await;
+        Err(match exit {
+            Some(exit) => StartFailure::Exited { exit, stderr_tail },
             None => StartFailure::Timeout {
                 seconds: START_LIMIT.as_secs(),
                 stderr_tail,
@@ -280,7 +229,7 @@ impl Process {
         let mut kill_at: Option<Instant> = None;
         let mut commanded = true;
         let mut kills = Kills::new();
-        let mut brake = Brake::new(worker, self.group, outlet.clone());
+        let mut brake = Brake::new(worker, self.group.id(), outlet.clone());
         let mut exit = loop {
             kills.look();
             brake.check();
@@ -294,7 +243,7 @@ impl Process {
                 // What ends a worker comes first: it must not wait for a pause in its output.
                 biased;
                 () = forced => {
-                    signal_group(self.group, Signal::SIGKILL);
+                    self.group.signal(Signal::SIGKILL);
                     kill_at = None;
                     continue;
                 }
@@ -310,6 +259,8 @@ impl Process {
                             let at = Instant::now() + grace;
                             kill_at = Some(kill_at.map_or(at, |earlier| earlier.min(at)));
                         }
+                        // Interrupts of a single process go to it directly.
+                        Some(Command::Interrupt) => {}
                         None => {
                             commanded = false;
                             kill_at = Some(Instant::now());
@@ -325,7 +276,7 @@ impl Process {
                 reply = from_shell.recv() => (Channel::Shell, reply),
                 reply = from_control.recv() => (Channel::Control, reply),
                 request = from_stdin.recv() => (Channel::Stdin, request),
-                status = self.child.wait() => break exit_of(status),
+                exit = self.group.ended() => break exit,
             };
             match received {
                 Ok(frames) => self.pass(worker, channel, frames, outlet),
@@ -340,7 +291,7 @@ impl Process {
             exit.out_of_memory = kills.since();
         }
         // Children of the user's code do not outlive their worker.
-        signal_group(self.group, Signal::SIGKILL);
+        self.group.signal(Signal::SIGKILL);
         // What it said last is still in the sockets, up to their ends. A process that left the
         // group may hold them open, so silence is an end as well.
         let last = Instant::now() + LAST_LIMIT;
@@ -383,26 +334,6 @@ impl Process {
             Err(error) => tracing::warn!("ignored from worker {}: {error}", worker.0),
         }
     }
-
-    async fn kill(&mut self) {
-        signal_group(self.group, Signal::SIGKILL);
-        let _ = timeout(Duration::from_secs(5), self.child.wait()).await;
-    }
-
-    /// The tail of stderr, once all of it has been read.
-    async fn last_words(&mut self) -> String {
-        let _ = timeout(LAST_OUTPUT, join_all(self.readers.drain(..))).await;
-        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes: Vec<u8> = tail.iter().copied().collect();
-        let mut text = String::from_utf8_lossy(&bytes).into_owned();
-        if bytes.len() >= TAIL {
-            // Its first line is cut.
-            text = text
-                .split_once('\n')
-                .map_or(text.clone(), |(_, rest)| rest.to_owned());
-        }
-        text
-    }
 }
 
 /// Waits until a starting worker has made its sockets, answers, and is heard.
@@ -441,12 +372,16 @@ async fn ready(place: &Path, signer: &Signer, author: &Author) -> Channels {
 }
 
 /// Keeps what is to be sent to a starting worker, and returns when it is told to stop.
-async fn stopped(
+pub async fn stopped(
     commands: &mut mpsc::UnboundedReceiver<Command>,
     early: &mut Vec<(Channel, Parts)>,
 ) {
-    while let Some(Command::Send(channel, parts)) = commands.recv().await {
-        early.push((channel, parts));
+    loop {
+        match commands.recv().await {
+            Some(Command::Send(channel, parts)) => early.push((channel, parts)),
+            Some(Command::Interrupt) => {}
+            Some(Command::Stop(_)) | None => return,
+        }
     }
 }
 
@@ -521,7 +456,7 @@ async fn send(
     }
 }
 
-fn parts(message: Message) -> Parts {
+pub fn parts(message: Message) -> Parts {
     let mut parts = vec![
         message.header,
         message.parent_header,
@@ -532,7 +467,7 @@ fn parts(message: Message) -> Parts {
     parts
 }
 
-fn message(parts: Parts) -> Option<Message> {
+pub fn message(parts: Parts) -> Option<Message> {
     let mut parts = parts.into_iter();
     Some(Message {
         identities: Vec::new(),
@@ -558,6 +493,22 @@ fn write_connection_file(place: &Path, path: &Path, key: &str) -> std::io::Resul
     std::io::Write::write_all(&mut file, content.to_string().as_bytes())
 }
 
+/// The variable by which CUDA is told which GPUs a process may use.
+const VISIBLE_GPUS: &str = "CUDA_VISIBLE_DEVICES";
+
+/// What tells a worker which GPUs it may use, of those that this process may.
+fn visible_gpus(places: Option<&[u32]>) -> Option<(&'static str, String)> {
+    let ours = std::env::var(VISIBLE_GPUS).ok();
+    let ours: Option<Vec<&str>> = ours.as_deref().map(|ours| ours.split(',').collect());
+    let names = places?.iter().map(|place| match &ours {
+        Some(ours) => ours
+            .get(*place as usize)
+            .map_or_else(String::new, |name| (*name).to_owned()),
+        None => place.to_string(),
+    });
+    Some((VISIBLE_GPUS, names.collect::<Vec<_>>().join(",")))
+}
+
 /// Makes the directory if it is missing and tries whether files can be written there.
 fn usable(path: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(path)?;
@@ -565,18 +516,4 @@ fn usable(path: &Path) -> std::io::Result<()> {
         .prefix(".cellferry-")
         .tempfile_in(path)?;
     Ok(())
-}
-
-/// Keeps the last of what a worker writes past ipykernel.
-async fn keep_tail(mut stream: impl AsyncRead + Unpin, tail: Tail) {
-    let mut buffer = [0; 4096];
-    while let Ok(read) = stream.read(&mut buffer).await {
-        if read == 0 {
-            break;
-        }
-        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-        tail.extend(&buffer[..read]);
-        let excess = tail.len().saturating_sub(TAIL);
-        tail.drain(..excess);
-    }
 }

@@ -141,10 +141,6 @@ pub fn workflow(map: &Map<String, Value>, errors: &mut Vec<MetadataError>) -> Wo
             ("language", other) => reader.must_be("a string", other, &path),
             ("resources", value) => {
                 workflow.resources = reader.resources(value, &path);
-                // No target heeds them yet.
-                if workflow.resources.is_some() {
-                    reader.later("resources", &path);
-                }
             }
             ("retry", value) => workflow.retry = reader.count(value, &path),
             ("cache", Value::Bool(_)) => reader.later("cache", &path),

@@ -10,7 +10,7 @@ use super::listing::{self, Listed};
 use crate::graph::svg::shortened;
 use crate::notebook;
 use crate::session::HOME;
-use crate::target::config::{ConfigError, Target, Targets};
+use crate::target::config::{ConfigError, Targets};
 
 /// What `cellferry check` takes.
 #[derive(Debug, Args)]
@@ -118,7 +118,7 @@ fn check(report: &mut Report, path: &Path) {
         }
         if let (Some(name), Some(targets)) = (cell.target().filter(|name| *name != HOME), &targets)
         {
-            match targets.get(name).and_then(Target::runnable) {
+            match targets.get(name) {
                 Ok(_) => {
                     report.targets.insert(name.to_owned());
                 }

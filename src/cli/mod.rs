@@ -6,7 +6,7 @@ mod graph;
 mod install;
 mod listing;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cellferry_agent::OWN_PROGRAM;
@@ -57,6 +57,13 @@ enum Command {
     /// Run workers for a kernel, over stdin and stdout
     #[command(hide = true)]
     Agent,
+    /// Be one rank of an MPI step
+    #[command(hide = true)]
+    Rank {
+        /// The folder of the ranks' island
+        #[arg(long)]
+        island: PathBuf,
+    },
     /// Clean up after a kernel that was killed
     #[command(hide = true)]
     Guard {
@@ -92,6 +99,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => Ok(code(check::run(&arguments))),
         Command::Graph(arguments) => graph::run(&arguments).map_err(|error| error.to_string()),
         Command::Agent => agent(),
+        Command::Rank { island } => rank(&island),
         Command::Guard { .. } => Ok(ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
@@ -136,6 +144,11 @@ fn agent() -> Result<ExitCode, String> {
         tokio::io::stdout(),
         (OWN_PROGRAM.as_ref(), &["guard"]),
     );
+    run(async { serving.await.map(|()| ExitCode::SUCCESS) })?.map_err(|error| error.to_string())
+}
+
+fn rank(island: &Path) -> Result<ExitCode, String> {
+    let serving = cellferry_agent::rank(island);
     run(async { serving.await.map(|()| ExitCode::SUCCESS) })?.map_err(|error| error.to_string())
 }
 

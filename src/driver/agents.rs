@@ -1,7 +1,7 @@
 //! The agents of this session: the one inside this process for `home`, a process each for local targets, and
 //! one on each far host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -23,16 +23,21 @@ use zeroize::Zeroizing;
 use super::arrivals::Arrivals;
 use super::carry::Machine;
 use super::cells::Cells;
+use super::cluster::{Clusters, JobNews, Load};
 use super::far::{Far, LinkState};
 use super::files::{End, MODULES, Remote, Staged};
 use super::host::Host;
 use crate::session::{Gone, HOME, Problem, TargetName};
 use crate::target::config::{ConfigError, Place, Ssh, Target};
 use crate::target::home::{HomePython, home_python};
-use crate::target::launch;
+use crate::target::shape::Shape;
+use crate::target::{launch, ranks};
 
 /// How long agents have to end their workers and themselves.
 const END_LIMIT: Duration = Duration::from_secs(4);
+
+/// How long the cancelling of jobs may take.
+const RELEASE_LIMIT: Duration = Duration::from_secs(4);
 
 /// How long a worker that is of no use has to end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -58,8 +63,11 @@ pub enum FromLocation {
     },
     /// Files have been brought for a worker, or could not be.
     Staged(WorkerId, Staged),
-    /// An agent has ended, or its location is lost: with what to tell of it.
-    AgentGone(TargetName, Problem),
+    /// An agent has ended, or its location is lost: with what to tell of it, and what it means for what ran there if that is
+    /// known.
+    AgentGone(TargetName, Problem, Option<Gone>),
+    /// What becomes of an allocation.
+    Job(TargetName, JobNews),
     /// The link to a far agent dropped, or is back.
     Link(TargetName, LinkState),
     /// A far host asks something that only the user knows; dropped if there is nobody to ask.
@@ -99,25 +107,43 @@ impl Link {
     }
 }
 
+/// What has become of the wish for a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// It is on its way.
+    Begun,
+    /// Others at this location have the GPUs that it needs.
+    Later(TargetName),
+}
+
 /// A worker's place, as the user would say it.
 #[derive(Debug)]
 pub struct Seat {
     target: TargetName,
+    /// The location of its agent: the target itself, unless that has several.
+    location: TargetName,
     /// What the user calls its Python.
     python: String,
     /// How the user's own shell gets to where its commands run: empty on this machine, else `ssh HOST `.
     shell: String,
-    /// Its process, once it is up.
+    /// Its process, once it is up; an island has several, which cannot all copy from another's memory.
     pid: Option<u32>,
+    /// The GPUs that nobody else at its location may use.
+    gpus: Vec<u32>,
+    /// Whether it is an island of ranks.
+    island: bool,
 }
 
 /// The seat of a worker on a far host.
 pub fn seat_there(target: &Target, ssh: &Ssh) -> Seat {
     Seat {
         target: target.name.as_str().into(),
+        location: target.name.as_str().into(),
         python: launch::name_there(target),
         shell: format!("ssh {} ", ssh.host),
         pid: None,
+        gpus: Vec::new(),
+        island: false,
     }
 }
 
@@ -139,6 +165,8 @@ fn spec(target: &Target, argv: Vec<String>) -> WorkerSpec {
         argv,
         env: env.collect(),
         workdir,
+        gpus: None,
+        ranks: None,
     }
 }
 
@@ -151,6 +179,19 @@ impl Seat {
             shell,
             ..
         } = self;
+        let table = Shape::parse(target).target;
+        if let StartFailure::Exited { stderr_tail, .. } = failure
+            && self.island
+            && let Some(name) = ranks::missing_launcher(stderr_tail)
+        {
+            return Problem::new(
+                "NoMpi",
+                format!(
+                    "the ranks of `{target}` cannot be started: there is no `{name}` on PATH; \
+                     load or add it in `setup` under [targets.{table}] in cellferry.toml"
+                ),
+            );
+        }
         if let StartFailure::Exited { stderr_tail, .. } = failure
             && let Some(reason) = launch::missing_python(stderr_tail)
         {
@@ -158,7 +199,7 @@ impl Seat {
                 "NoPython",
                 format!(
                     "a worker of `{target}` cannot be started: {reason}; \
-                     set `python`, `conda` or `setup` under [targets.{target}] in cellferry.toml"
+                     set `python`, `conda` or `setup` under [targets.{table}] in cellferry.toml"
                 ),
             );
         }
@@ -178,13 +219,13 @@ impl Seat {
             StartFailure::NoProgram { error, .. } => Problem::new(
                 "NoPython",
                 format!(
-                    "the Python of `{target}`, `{python}`, cannot be run: {error}; set `python` under [targets.{target}] in cellferry.toml"
+                    "the Python of `{target}`, `{python}`, cannot be run: {error}; set `python` under [targets.{table}] in cellferry.toml"
                 ),
             ),
             StartFailure::Workdir { path, error } => Problem::new(
                 "WorkdirError",
                 format!(
-                    "the working directory of `{target}`, `{path}`, cannot be used: {error}; set `workdir` under [targets.{target}] in cellferry.toml"
+                    "the working directory of `{target}`, `{path}`, cannot be used: {error}; set `workdir` under [targets.{table}] in cellferry.toml"
                 ),
             ),
             failure => Problem::new(
@@ -216,22 +257,16 @@ pub struct Agents {
     run_dir: Option<RunDir>,
     segments: Option<RunDir>,
     guard: Option<Guard>,
+    clusters: Clusters,
     events: mpsc::UnboundedSender<FromLocation>,
 }
 
-/// For a target of a type on which no cell can run yet.
-fn not_yet(target: &TargetName) -> Problem {
-    let error = ConfigError::NotYet {
-        name: target.to_string(),
-    };
-    Problem::new("TargetError", error.to_string())
-}
-
 impl Agents {
-    /// No agent is started yet.
+    /// No agent is started yet. `notebook` is what the kernels of one notebook have in common.
     pub fn new(
         python: Option<PathBuf>,
         arrivals: Arc<Arrivals>,
+        notebook: &str,
     ) -> (Self, mpsc::UnboundedReceiver<FromLocation>) {
         let (events, inbox) = mpsc::unbounded_channel();
         let agents = Self {
@@ -246,6 +281,7 @@ impl Agents {
             run_dir: None,
             segments: None,
             guard: None,
+            clusters: Clusters::new(notebook),
             events,
         };
         (agents, inbox)
@@ -257,56 +293,151 @@ impl Agents {
         worker: WorkerId,
         target: &TargetName,
         cells: &Cells,
-    ) -> Result<(), Problem> {
-        let definition = cells.target(target).map_err(|error| match error {
+    ) -> Result<Start, Problem> {
+        // It may have been tried before.
+        self.workers.remove(&worker);
+        let shape = Shape::parse(target);
+        let wrong = |error: ConfigError| match error {
             ConfigError::Unknown { .. } => {
                 Problem::new("TargetError", format!("`workflow.target`: {error}"))
             }
             error => Problem::new("TargetError", error.to_string()),
-        })?;
-        let seat = match &definition.place {
+        };
+        let definition = cells.target(&shape.target).map_err(wrong)?;
+        let mut node = None;
+        let mut seat = match &definition.place {
             Place::Local => Seat {
                 target: target.clone(),
+                location: definition.name.as_str().into(),
                 python: self.python_of(&definition)?,
                 shell: String::new(),
                 pid: None,
+                gpus: Vec::new(),
+                island: false,
             },
-            Place::Ssh(ssh) => seat_there(&definition, ssh),
-            Place::Slurm(_) => return Err(not_yet(target)),
+            Place::Ssh(ssh) => Seat {
+                target: target.clone(),
+                ..seat_there(&definition, ssh)
+            },
+            Place::Slurm(slurm) => {
+                let login = cells.login(&definition, slurm).map_err(wrong)?;
+                let shell = match &login {
+                    Some(ssh) => format!("ssh {} ", ssh.host),
+                    None => String::new(),
+                };
+                self.prepare(target)?;
+                let run_dir = self.run_dir.as_ref().map(|dir| dir.path().to_owned());
+                let place = (&definition, &**slurm, login);
+                let workers = &self.workers;
+                let load = |location: &TargetName| {
+                    let there = workers.values().filter(|seat| seat.location == *location);
+                    there.fold(Load::default(), |load, seat| Load {
+                        workers: load.workers + 1,
+                        gpus: load.gpus + seat.gpus.len(),
+                    })
+                };
+                let clusters = &mut self.clusters;
+                let found = clusters.node(place, &shape, run_dir, &self.events, load);
+                let seat = Seat {
+                    target: target.clone(),
+                    location: found.location.clone(),
+                    python: launch::name_there(&definition),
+                    shell,
+                    pid: None,
+                    gpus: Vec::new(),
+                    island: false,
+                };
+                node = Some(found);
+                seat
+            }
         };
-        let spec = match &definition.place {
+        let mut spec = match &definition.place {
             Place::Local => {
                 let argv = launch::here(&definition, &seat.python, &**target == HOME);
                 spec(&definition, argv)
             }
-            Place::Ssh(_) | Place::Slurm(_) => spec_there(&definition),
+            Place::Ssh(_) => spec_there(&definition),
+            // The job has run the setup before the agent, which hands its environment on.
+            Place::Slurm(_) => spec_there(&Target {
+                setup: None,
+                ..definition.clone()
+            }),
         };
+        if let Some(count) = shape.resources.ranks {
+            spec.ranks = Some(match &definition.place {
+                Place::Slurm(slurm) => {
+                    // The job has run the setup before the agent.
+                    let prepared = Target {
+                        setup: None,
+                        ..definition.clone()
+                    };
+                    ranks::in_allocation(&prepared, &slurm.mpi, count, &shape.resources)
+                }
+                Place::Local | Place::Ssh(_) => ranks::on_one_machine(&definition, count),
+            });
+            seat.island = true;
+        }
+        if let Some(count) = shape.gpus(&definition).filter(|_| !seat.island) {
+            let has = node.as_ref().map_or(definition.gpus, |node| node.gpus);
+            match self.free_gpus(&seat.location, has, count) {
+                Some(gpus) => seat.gpus = gpus,
+                None => return Ok(Start::Later(seat.location)),
+            }
+            spec.gpus = Some(seat.gpus.clone());
+        }
+        let location = seat.location.clone();
         self.workers.insert(worker, seat);
-        if let Some(waiting) = self.ending.get_mut(target) {
+        if let Some(waiting) = self.ending.get_mut(&location) {
             waiting.push(worker);
-            return Ok(());
+            return Ok(Start::Begun);
         }
         self.prepare(target)?;
-        if !self.links.contains_key(target) {
-            let link = match &definition.place {
-                Place::Local if &**target == HOME => self.here()?,
-                Place::Local => self.process(target).await?,
-                Place::Ssh(ssh) => Link::Far(Far::start(
-                    Host {
-                        target: target.clone(),
+        if !self.links.contains_key(&location) {
+            let (arrivals, events) = (self.arrivals.clone(), self.events.clone());
+            let link = match (&definition.place, node) {
+                (Place::Local, _) if &*location == HOME => self.here()?,
+                (Place::Ssh(ssh), _) => {
+                    let host = Host {
+                        target: location.clone(),
                         ssh: ssh.clone(),
                         run_dir: self.run_dir.as_ref().map(|dir| dir.path().to_owned()),
-                        events: self.events.clone(),
-                    },
-                    self.arrivals.clone(),
-                    self.events.clone(),
-                )),
-                Place::Slurm(_) => return Err(not_yet(target)),
+                        events: events.clone(),
+                    };
+                    Link::Far(Far::start(host, arrivals, events))
+                }
+                (_, Some(node)) => Link::Far(Far::start(node, arrivals, events)),
+                _ => self.process(&location).await?,
             };
-            self.links.insert(target.clone(), link);
+            self.links.insert(location, link);
         }
         self.send(worker, ToAgent::StartWorker { worker, spec });
-        Ok(())
+        Ok(Start::Begun)
+    }
+
+    /// So many GPUs at a location that has `has` of them, and of which no other worker there has any.
+    fn free_gpus(&self, location: &TargetName, has: u32, count: u32) -> Option<Vec<u32>> {
+        let there = self
+            .workers
+            .values()
+            .filter(|seat| seat.location == *location);
+        let taken: BTreeSet<u32> = there.flat_map(|seat| seat.gpus.iter().copied()).collect();
+        let free = (0..has).filter(|gpu| !taken.contains(gpu));
+        let gpus: Vec<u32> = free.take(count as usize).collect();
+        (gpus.len() == count as usize).then_some(gpus)
+    }
+
+    /// The workers at a location that have GPUs to themselves.
+    pub fn with_gpus(&self, location: &TargetName) -> Vec<WorkerId> {
+        let there = self
+            .workers
+            .iter()
+            .filter(|(_, seat)| seat.location == *location && !seat.gpus.is_empty());
+        there.map(|(worker, _)| *worker).collect()
+    }
+
+    /// Where a worker is: the target itself, unless that has several locations.
+    pub fn location(&self, worker: WorkerId) -> Option<&TargetName> {
+        self.workers.get(&worker).map(|seat| &seat.location)
     }
 
     fn python_of(&self, target: &Target) -> Result<String, Problem> {
@@ -410,7 +541,7 @@ impl Agents {
                     "the agent of `{target}` died, and its workers with it; the next cell on `{target}` starts a new one"
                 ),
             );
-            let _ = events.send(FromLocation::AgentGone(target, problem));
+            let _ = events.send(FromLocation::AgentGone(target, problem, None));
         });
         Ok(Link::Process { sender, child })
     }
@@ -418,9 +549,9 @@ impl Agents {
     /// Sends a command to the agent of a worker.
     pub fn send(&mut self, worker: WorkerId, command: ToAgent) {
         if let Some(seat) = self.workers.get(&worker) {
-            let target = seat.target.clone();
+            let location = seat.location.clone();
             // A worker whose agent is gone is told as gone by an event of its own.
-            let _ = self.tell(&target, command);
+            let _ = self.tell(&location, command);
         }
     }
 
@@ -451,11 +582,19 @@ impl Agents {
         matches!(self.links.get(target), Some(Link::Far(_))) && !self.hellos.contains_key(target)
     }
 
+    /// The far host of a worker, if it has not said anything yet, unless the host is a node of an allocation: for that its
+    /// job is waited for.
+    pub fn connecting_to(&self, worker: WorkerId) -> Option<TargetName> {
+        let location = &self.workers.get(&worker)?.location;
+        let connecting = self.is_connecting(location) && self.allocation_of(location).is_none();
+        connecting.then(|| location.clone())
+    }
+
     /// The machine that a worker is on.
     pub fn machine(&self, worker: WorkerId) -> Option<Machine> {
-        let target = &self.workers.get(&worker)?.target;
-        Some(match self.links.get(target)? {
-            Link::Far(_) => Machine::Far(target.clone()),
+        let location = &self.workers.get(&worker)?.location;
+        Some(match self.links.get(location)? {
+            Link::Far(_) => Machine::Far(location.clone()),
             Link::Here(_) | Link::Process { .. } => Machine::Home,
         })
     }
@@ -480,10 +619,10 @@ impl Agents {
 
     /// The files of the far host that a worker is on.
     pub fn remote(&self, worker: WorkerId) -> Option<Remote> {
-        let target = &self.workers.get(&worker)?.target;
-        match self.links.get(target)? {
+        let location = &self.workers.get(&worker)?.location;
+        match self.links.get(location)? {
             Link::Far(far) => Some(Remote::new(
-                target.clone(),
+                location.clone(),
                 far.sender.clone(),
                 far.answers.clone(),
             )),
@@ -493,7 +632,8 @@ impl Agents {
 
     /// Between what files go for a worker whose working directory is `folder`: home, and where it is.
     pub fn ends(&self, worker: WorkerId, folder: String, home: String) -> Option<(End, End)> {
-        let target = &self.workers.get(&worker)?.target;
+        // Of the target, not its shape: that is what `[[shared]]` names.
+        let target = Shape::parse(&self.workers.get(&worker)?.target).target;
         let remote = self.remote(worker);
         let here = End {
             target: HOME.into(),
@@ -502,7 +642,7 @@ impl Agents {
             remote: None,
         };
         let there = End {
-            target: target.clone(),
+            target: target.into(),
             base: folder,
             home,
             remote,
@@ -522,9 +662,23 @@ impl Agents {
         }
     }
 
-    /// The process of a worker on this machine.
+    /// The process of a worker on this machine, if it is one.
     pub fn pid(&self, worker: WorkerId) -> Option<u32> {
-        self.workers.get(&worker)?.pid
+        let seat = self.workers.get(&worker)?;
+        seat.pid.filter(|_| !seat.island)
+    }
+
+    /// Whether a worker is at a location, or on a node of an allocation.
+    pub fn is_at(&self, worker: WorkerId, place: &TargetName) -> bool {
+        let seat = self.workers.get(&worker);
+        seat.is_some_and(|seat| {
+            seat.location == *place || self.clusters.allocation_of(&seat.location) == Some(place)
+        })
+    }
+
+    /// The allocation that a location is a node of.
+    pub fn allocation_of(&self, location: &TargetName) -> Option<TargetName> {
+        self.clusters.allocation_of(location).cloned()
     }
 
     /// Where a worker is.
@@ -536,45 +690,88 @@ impl Agents {
     pub fn agent_gone(&mut self, target: &TargetName) -> Vec<WorkerId> {
         self.links.remove(target);
         self.hellos.remove(target);
-        self.workers_of(target)
+        self.clusters.lost(target);
+        let workers = self.workers.iter();
+        let there = workers.filter(|(_, seat)| seat.location == *target);
+        there.map(|(worker, _)| *worker).collect()
     }
 
-    /// The workers of a target.
+    /// The workers of a target, in any shape.
     pub fn workers_of(&self, target: &TargetName) -> Vec<WorkerId> {
         let workers = self.workers.iter();
-        let of_target = workers.filter(|(_, seat)| seat.target == *target);
+        let of_target = workers.filter(|(_, seat)| Shape::parse(&seat.target).target == **target);
         of_target.map(|(worker, _)| *worker).collect()
     }
 
-    /// The targets that are not on this machine and have an agent.
-    pub fn far_targets(&self) -> impl Iterator<Item = &TargetName> {
-        let is_far = |link: &Link| matches!(link, Link::Far(_));
+    /// The targets that are not on this machine and have an agent, or an allocation.
+    pub fn far_targets(&self) -> BTreeSet<TargetName> {
         let links = self.links.iter();
-        links
-            .filter(move |(_, link)| is_far(link))
-            .map(|(target, _)| target)
+        let far = links.filter(|(_, link)| matches!(link, Link::Far(_)));
+        let hosts = far.map(|(location, _)| location.clone());
+        let hosts = hosts.filter(|location| self.clusters.allocation_of(location).is_none());
+        hosts.chain(self.clusters.targets()).collect()
     }
 
-    /// Ends the agent of a target that has no worker any more, and says whether there was one; its end is told as an event.
+    /// Ends the agent of a target that has no worker any more, or its allocations, and says whether there were any; the end
+    /// of an agent is told as an event.
     pub fn end_unused(&mut self, target: &TargetName) -> bool {
         if !self.workers_of(target).is_empty() || **target == *HOME {
             return false;
         }
-        let link = self.links.remove(target);
-        let found = link.is_some();
-        if let Some(link) = link {
+        let allocations = self.clusters.of_target(target);
+        for allocation in &allocations {
+            self.release(allocation);
+        }
+        if let Some(link) = self.links.remove(target) {
             self.ending.insert(target.clone(), Vec::new());
             self.endings.spawn(link.end());
+            return true;
         }
-        found
+        !allocations.is_empty()
     }
 
-    /// The workers that wait for an agent to end as it should; `None` if it was not to end.
-    pub fn ended(&mut self, target: &TargetName) -> Option<Vec<WorkerId>> {
-        let waiting = self.ending.remove(target)?;
-        self.hellos.remove(target);
-        let is_wanted = |worker: &WorkerId| self.workers.contains_key(worker);
-        Some(waiting.into_iter().filter(is_wanted).collect())
+    /// Gives an allocation back that has no worker any more.
+    pub fn release(&mut self, allocation: &TargetName) {
+        for location in self.clusters.release(allocation) {
+            // A link that is dropped ends its agent, and is told as gone.
+            self.links.remove(&location);
+        }
+    }
+
+    /// The workers at a location, or on the nodes of an allocation.
+    pub fn workers_at(&self, place: &TargetName) -> Vec<WorkerId> {
+        let workers = self.workers.keys();
+        workers
+            .copied()
+            .filter(|worker| self.is_at(*worker, place))
+            .collect()
+    }
+
+    /// The allocations that steps have not used for as long as their targets allow. `is_used` says whether a worker is.
+    pub fn idle_allocations(&mut self, is_used: impl Fn(WorkerId) -> bool) -> Vec<TargetName> {
+        let used: HashSet<&TargetName> = self
+            .workers
+            .iter()
+            .filter(|(worker, _)| is_used(**worker))
+            .map(|(_, seat)| &seat.location)
+            .collect();
+        self.clusters.idle(|location| used.contains(location))
+    }
+
+    /// Whether there are allocations.
+    pub fn has_allocations(&self) -> bool {
+        self.clusters.any()
+    }
+
+    /// The workers that wait for an agent to end as it should, with their targets; `None` if it was not to end.
+    pub fn ended(&mut self, location: &TargetName) -> Option<Vec<(WorkerId, TargetName)>> {
+        let waiting = self.ending.remove(location)?;
+        self.hellos.remove(location);
+        let wanted = waiting.into_iter().filter_map(|worker| {
+            let seat = self.workers.get(&worker)?;
+            Some((worker, seat.target.clone()))
+        });
+        Some(wanted.collect())
     }
 
     /// Tells, as an event, that a worker could not be started.
@@ -648,20 +845,31 @@ impl Agents {
     }
 
     /// The error for a worker that died.
-    pub fn death_problem(&self, worker: WorkerId, exit: &Exit, stderr_tail: &str) -> Problem {
-        let target = self.workers.get(&worker).map_or("?", |seat| &*seat.target);
+    pub fn death_problem(
+        &self,
+        worker: WorkerId,
+        rank: Option<u32>,
+        exit: &Exit,
+        stderr_tail: &str,
+    ) -> Problem {
+        let seat = self.workers.get(&worker);
+        let target = seat.map_or("?", |seat| &*seat.target);
+        let who = match (rank, seat.is_some_and(|seat| seat.island)) {
+            (Some(rank), _) => format!("rank {rank} of `{target}` died"),
+            (None, true) => format!("what had started the ranks of `{target}` ended"),
+            (None, false) => format!("the worker of `{target}` died"),
+        };
+        let next = match seat.is_some_and(|seat| seat.island) {
+            true => "all ranks were ended, and new ones are started when they are needed",
+            false => "another one is started when it is needed",
+        };
         let words = stderr_tail.trim();
         let last = if words.is_empty() {
             String::new()
         } else {
             format!("; its last words:\n{words}")
         };
-        Problem::new(
-            "WorkerDied",
-            format!(
-                "the worker of `{target}` died ({exit}); another one is started when it is needed{last}"
-            ),
-        )
+        Problem::new("WorkerDied", format!("{who} ({exit}); {next}{last}"))
     }
 
     /// The error for a worker in which the helper cannot be installed.
@@ -689,13 +897,24 @@ impl Agents {
         )
     }
 
-    /// Ends all agents and their workers, and removes all files.
-    pub async fn shutdown(mut self) {
-        for link in self.links.into_values() {
-            self.endings.spawn(link.end());
+    /// Ends all agents and their workers, and removes all files. Allocations are given back, or left to the next kernel if it
+    /// `restarts` and they may be kept.
+    pub async fn shutdown(mut self, restarts: bool) {
+        for (location, link) in self.links {
+            // One that has not come yet cannot be told to end; its job is ended.
+            let is_waiting = !self.hellos.contains_key(&location);
+            if !is_waiting || self.clusters.allocation_of(&location).is_none() {
+                self.endings.spawn(link.end());
+            }
         }
         if timeout(END_LIMIT, self.endings.join_all()).await.is_err() {
             tracing::warn!("not all workers ended in time; they are killed");
+        }
+        if timeout(RELEASE_LIMIT, self.clusters.end(restarts))
+            .await
+            .is_err()
+        {
+            tracing::warn!("not all jobs could be cancelled; they end by their patience");
         }
         // The guard kills what is left; then the directories go.
         drop(self.guard);

@@ -1,7 +1,7 @@
 //! Reads what a client asks to execute: the request, its metadata from wherever it stands, the analysis.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -16,7 +16,9 @@ use crate::name::Name;
 use crate::notebook::{self, FileCell, Notebook, Parent, locate};
 use crate::session::{Asked, Cell, GENERATORS, HOME, Problem, Request, TargetName};
 use crate::spelling::near;
-use crate::target::config::{ConfigError, Target, Targets};
+use crate::target::config::Slurm;
+use crate::target::config::{ConfigError, Ssh, Target, Targets};
+use crate::target::shape::Shape;
 
 /// What stands in the source of a cell that sets the state of a generator that all code shares to something
 /// known. Until then it is not carried: it is random anyway.
@@ -137,6 +139,11 @@ impl Cells {
         }
     }
 
+    /// The notebook's file, if the client tells it.
+    pub fn notebook(&self) -> Option<&Path> {
+        self.notebook.as_ref().map(Notebook::path)
+    }
+
     /// Where the notebook's metadata comes from, for `%cellferry status`.
     pub fn source(&self) -> String {
         match &self.notebook {
@@ -153,6 +160,12 @@ impl Cells {
             Err(_) if name == HOME => Targets::default().get(name),
             Err(error) => Err(error),
         }
+    }
+
+    /// The host on which the commands of a cluster are run; `None` for this machine.
+    pub fn login(&self, target: &Target, slurm: &Slurm) -> Result<Option<Ssh>, ConfigError> {
+        self.targets()?
+            .login(&target.name, slurm, target.defined_in.as_deref())
     }
 
     /// All targets, as the configuration says now.
@@ -308,11 +321,13 @@ impl Cells {
                     .map(|name| (name, Read::Maybe)),
             );
         }
-        let target = workflow
-            .as_ref()
-            .and_then(|workflow| workflow.target.as_ref())
-            .map_or(HOME, cell::Target::name);
-        let target = TargetName::from(target);
+        let target = match self.place(workflow.as_ref()) {
+            Ok(target) => target,
+            Err(error) => {
+                problem.get_or_insert(error);
+                HOME.into()
+            }
+        };
         let step = workflow
             .as_ref()
             .and_then(|workflow| workflow.step.as_ref());
@@ -404,12 +419,36 @@ impl Cells {
         told
     }
 
-    /// How many workers a target may have.
+    /// On which workers the cell runs: those of its target, or of a shape of it.
+    fn place(&self, workflow: Option<&Workflow>) -> Result<TargetName, Problem> {
+        let target = workflow.and_then(|workflow| workflow.target.as_ref());
+        let target = target.map_or(HOME, cell::Target::name);
+        let Some(resources) = workflow.and_then(|workflow| workflow.resources.as_ref()) else {
+            return Ok(target.into());
+        };
+        // A target that is not there is told when a worker of it is to be started.
+        let Ok(definition) = self.target(target) else {
+            return Ok(target.into());
+        };
+        let shape = Shape::of(&definition, resources).map_err(|(key, problem)| {
+            let error = cell::MetadataError {
+                path: format!("workflow.resources.{key}"),
+                problem,
+            };
+            Problem::new("MetadataError", cell::report(&[error]))
+        })?;
+        Ok(shape.name().into())
+    }
+
+    /// How many workers a target, or a shape of it, may have.
     fn limit(&mut self, target: &TargetName) -> u32 {
         if let Some(limit) = self.limits.get(target) {
             return *limit;
         }
-        let limit = self.target(target).map_or(1, |target| target.workers.get());
+        let shape = Shape::parse(target);
+        let limit = self
+            .target(&shape.target)
+            .map_or(1, |target| shape.workers(&target));
         self.limits.insert(target.clone(), limit);
         limit
     }

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cellferry_ssh::{Client, Exit, Process};
+use cellferry_ssh::{Client, Exit, Process, Stderr, Stdin, Stdout};
 use cellferry_wire::protocol::{FromAgent, ToAgent};
 use cellferry_wire::{Connection, Line, Receiver, Sender, WireError};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -18,7 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::agents::FromLocation;
 use super::arrivals::Arrivals;
 use super::files::Answers;
-use crate::session::{Problem, TargetName};
+use crate::session::{Gone, Problem, TargetName};
 use crate::target::ssh::agents;
 use crate::target::ssh::bootstrap;
 
@@ -83,11 +85,11 @@ impl Far {
             let events = keeper.events.clone();
             let hearing = hear(receiver, target.clone(), (arrivals, files), events.clone());
             let hearing = tokio::spawn(hearing);
-            let problem = keeper.live(&line, farewell, ending).await;
+            let (problem, gone) = keeper.live(&line, farewell, ending).await;
             line.close();
             // All that had come is passed on before the end is told.
             let _ = hearing.await;
-            let _ = events.send(FromLocation::AgentGone(target, problem));
+            let _ = events.send(FromLocation::AgentGone(target, problem, gone));
         });
         Self {
             sender,
@@ -154,6 +156,8 @@ pub enum Broken {
     Again(String),
     /// It cannot.
     Lost(Problem),
+    /// It cannot, and it is known what this means for what ran there.
+    Ended(Problem, Gone),
 }
 
 /// How links to one agent are made, and what is told of it.
@@ -181,16 +185,47 @@ pub trait Way: Send + Sync {
 
     /// Its agent has ended.
     fn gone(&self) -> Problem;
+
+    /// Something that is lost by this account: what to tell of it, and what it means for what ran there if that is known.
+    async fn why_gone(&self, problem: Problem) -> (Problem, Option<Gone>) {
+        (problem, None)
+    }
 }
 
-/// A byte stream to an agent.
+/// A byte stream to an agent: the streams of the command that carries it.
 pub struct Opened {
-    /// The command that carries it.
-    pub process: Process,
-    /// The connection that the command runs over.
-    pub client: Arc<Client>,
-    /// Whether nothing else runs over it.
+    /// The command's input.
+    pub stdin: Stdin,
+    /// Its output.
+    pub stdout: Stdout,
+    /// What it complains about.
+    pub stderr: Stderr,
+    /// How it ends.
+    pub exit: BoxFuture<'static, Exit>,
+    /// The connection that it runs over, if it runs elsewhere.
+    pub client: Option<Arc<Client>>,
+    /// Whether nothing else runs over that.
     pub alone: bool,
+}
+
+impl Opened {
+    /// Over a command on a host.
+    pub fn over(process: Process, client: Arc<Client>, alone: bool) -> Self {
+        let Process {
+            stdin,
+            stdout,
+            stderr,
+            mut exit,
+        } = process;
+        Self {
+            stdin,
+            stdout,
+            stderr,
+            exit: async move { exit.wait().await }.boxed(),
+            client: Some(client),
+            alone,
+        }
+    }
 }
 
 struct Keeper<W> {
@@ -206,24 +241,27 @@ impl<W: Way> Keeper<W> {
         line: &Line,
         sender: Sender<ToAgent>,
         mut ending: mpsc::UnboundedReceiver<oneshot::Sender<()>>,
-    ) -> Problem {
+    ) -> (Problem, Option<Gone>) {
         let mut keeping = std::pin::pin!(self.keep(line));
         tokio::select! {
-            problem = &mut keeping => problem,
+            (problem, gone) = &mut keeping => match gone {
+                Some(_) => (problem, gone),
+                None => self.way.why_gone(problem).await,
+            },
             done = ending.recv() => {
                 sender.queue(ToAgent::Shutdown);
                 sender.finish();
                 // The link goes on until the agent has ended; without a link it ends by its own patience.
-                let problem = keeping.await;
+                let ended = keeping.await;
                 if let Some(done) = done {
                     let _ = done.send(());
                 }
-                problem
+                ended
             }
         }
     }
 
-    async fn keep(&self, line: &Line) -> Problem {
+    async fn keep(&self, line: &Line) -> (Problem, Option<Gone>) {
         let mut known = false;
         let mut lost: Option<Instant> = None;
         let mut pause = AGAIN.0;
@@ -259,16 +297,17 @@ impl<W: Way> Keeper<W> {
                 pause = AGAIN.0;
             }
             let reason = match broken {
-                Broken::Over => return Problem::new("AgentEnded", String::new()),
-                Broken::Lost(problem) => return problem,
+                Broken::Over => return (self.way.gone(), None),
+                Broken::Lost(problem) => return (problem, None),
+                Broken::Ended(problem, gone) => return (problem, Some(gone)),
                 Broken::Again(reason) if !known && !self.way.is_patient() => {
-                    return self.way.problem(&reason);
+                    return (self.way.problem(&reason), None);
                 }
                 Broken::Again(reason) => reason,
             };
             let since = *lost.get_or_insert_with(Instant::now);
             if since.elapsed() >= self.way.patience() {
-                return self.way.lost();
+                return (self.way.lost(), None);
             }
             self.say(LinkState::Lost {
                 reason,
@@ -289,22 +328,25 @@ impl<W: Way> Keeper<W> {
             connecting.await
         };
         let Opened {
-            process,
+            stdin,
+            stdout,
+            stderr,
+            exit,
             client,
             alone,
         } = match connected {
             Ok(opened) => opened,
             Err(broken) => return broken,
         };
-        let Process {
-            stdin,
-            stdout,
-            stderr,
-            mut exit,
-        } = process;
+        let closed = async {
+            match &client {
+                Some(client) => client.closed().await,
+                None => std::future::pending().await,
+            }
+        };
         let outcome = tokio::select! {
             outcome = line.carry(stdout, stdin) => outcome,
-            reason = client.closed() => Err(WireError::Io(std::io::Error::other(reason))),
+            reason = closed => Err(WireError::Io(std::io::Error::other(reason))),
         };
         let broken = match outcome {
             Ok(()) => Broken::Over,
@@ -315,7 +357,7 @@ impl<W: Way> Keeper<W> {
                 let mut words = Vec::new();
                 let ended = timeout(LAST_WORDS_LIMIT, async {
                     let _ = stderr.take(LAST_WORDS).read_to_end(&mut words).await;
-                    exit.wait().await
+                    exit.await
                 });
                 if bootstrap::says_gone(&ended.await.unwrap_or(Exit::Lost)) {
                     Broken::Lost(self.way.gone())
@@ -329,7 +371,7 @@ impl<W: Way> Keeper<W> {
             }
             Err(error) => Broken::Lost(self.way.problem(&error.to_string())),
         };
-        if alone {
+        if let Some(client) = client.filter(|_| alone) {
             let _ = timeout(LAST_WORDS_LIMIT, client.disconnect()).await;
         }
         broken

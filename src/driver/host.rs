@@ -74,11 +74,7 @@ impl Way for Host {
         let client = client.map_err(|error| self.refused(error, known))?;
         let patience = self.ssh.patience.as_secs().max(1);
         match bootstrap::attach(&client, conversation, patience, known).await {
-            Ok(process) => Ok(Opened {
-                process,
-                client: Arc::new(client),
-                alone: true,
-            }),
+            Ok(process) => Ok(Opened::over(process, Arc::new(client), true)),
             Err(BootstrapError::Gone) => Err(Broken::Lost(self.gone())),
             Err(BootstrapError::Ssh(error)) => Err(self.refused(error, known)),
             // What was there once: a host that is just starting may not have its disks yet, for example.

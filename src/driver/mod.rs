@@ -6,6 +6,7 @@ mod agents;
 mod arrivals;
 mod carry;
 mod cells;
+mod cluster;
 mod comms;
 mod far;
 mod files;
@@ -23,7 +24,7 @@ mod values;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,9 +44,10 @@ pub use self::cells::needed;
 pub use self::probe::probe;
 
 use self::again::Again;
-use self::agents::{Agents, FromLocation};
+use self::agents::{Agents, FromLocation, Start};
 use self::carry::{Carried, Machine};
 use self::cells::Cells;
+use self::cluster::JobNews;
 use self::comms::Comms;
 use self::far::LinkState;
 use self::files::{Modules, Staging};
@@ -60,6 +62,7 @@ use crate::session::{
     RunId, Session, Taken, TargetName,
 };
 use crate::target::config::Place;
+use crate::target::shape::Shape;
 
 /// How long answers may take to leave before the process ends: ZeroMQ has no linger here.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -97,14 +100,24 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         outbox,
     } = cellferry_kernel::bind(&file).await?;
     let values = Values::default();
-    let (agents, mut events) = Agents::new(options.python, values.files.arrivals());
+    let cells = Cells::new(file.jupyter_session.as_deref());
+    let notebook = cells
+        .notebook()
+        // A client that does not tell the notebook starts its kernel again with the same file.
+        .map_or_else(|| options.connection_file.clone(), Path::to_owned);
+    let notebook = std::path::absolute(&notebook).unwrap_or(notebook);
+    let (agents, mut events) = Agents::new(
+        options.python,
+        values.files.arrivals(),
+        &notebook.display().to_string(),
+    );
     let modules = Modules::new(agents.folder().to_owned());
     let mut driver = Driver {
         outbox,
         author: Author::new(),
         version,
         session: Session::new(),
-        cells: Cells::new(file.jupyter_session.as_deref()),
+        cells,
         agents,
         values,
         staging: Staging::default(),
@@ -118,6 +131,8 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         shown: HashMap::new(),
         questions: Questions::default(),
         notices: Notices::default(),
+        short_of_gpus: HashMap::new(),
+        idle: HashMap::new(),
         releases: Releases::default(),
         warm: false,
         ending: None,
@@ -139,7 +154,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
             _ = interrupts.recv() => driver.interrupt().await,
             _ = terminations.recv() => driver.ending = Some(Ending::Silent),
             () = &mut orphaned => driver.ending = Some(Ending::Silent),
-            _ = ticks.tick(), if driver.notices.any() => driver.notice(),
+            _ = ticks.tick(), if driver.has_time_limits() => driver.tick().await,
             Some(arrival) = async { tokio::select! {
                 incoming = requests.recv() => incoming.map(Arrival::Request),
                 event = events.recv() => event.map(Arrival::Location),
@@ -191,6 +206,10 @@ struct Driver {
     shown: HashMap<WorkerId, Bytes>,
     questions: Questions,
     notices: Notices,
+    /// Workers that are not started for want of GPUs, with their targets, and where.
+    short_of_gpus: HashMap<WorkerId, (TargetName, TargetName)>,
+    /// Workers that end because their allocation has not been used for long.
+    idle: HashMap<WorkerId, TargetName>,
     releases: Releases,
     warm: bool,
     ending: Option<Ending>,
@@ -421,17 +440,18 @@ impl Driver {
                 BTreeSet::from([TargetName::from(name)])
             }
             None => {
-                let is_far = |target: &&TargetName| {
+                let is_far = |target: &TargetName| {
                     let target = self.cells.target(target);
                     target.is_ok_and(|target| !matches!(target.place, Place::Local))
                 };
-                let open = self.session.open_cells().map(|(target, _)| target);
-                let targets = self.agents.far_targets().chain(open.filter(is_far));
-                targets.cloned().collect()
+                let open = self.session.open_cells().map(|(target, _)| base(target));
+                let mut targets = self.agents.far_targets();
+                targets.extend(open.filter(is_far));
+                targets
             }
         };
         let open = self.session.open_cells();
-        let before = open.filter(|(target, _)| targets.contains(*target));
+        let before = open.filter(|(target, _)| targets.contains(&base(target)));
         let before = before.map(|(_, cell)| cell.header.msg_id.clone()).collect();
         self.releases.add(asked.clone(), targets, before);
         Ok(())
@@ -470,14 +490,29 @@ impl Driver {
 
     /// A worker was given back, or stays.
     fn retired(&mut self, retired: &Retired) {
-        if matches!(retired.outcome, Outcome::Ended { .. }) {
-            self.agents.end_unused(&retired.target);
+        let ended = matches!(retired.outcome, Outcome::Ended { .. });
+        if let (false, Some(location)) = (ended, self.agents.location(retired.worker).cloned()) {
+            self.no_gpus(
+                &location,
+                "hold values that can be neither carried nor made again",
+            );
+        }
+        if let Some(allocation) = self.idle.remove(&retired.worker)
+            && ended
+            && self.agents.workers_at(&allocation).is_empty()
+        {
+            tracing::info!("{allocation} was not used for long and is given back");
+            self.agents.release(&allocation);
+        } else if ended {
+            self.agents.end_unused(&base(&retired.target));
         } else {
+            let Retired {
+                worker, outcome, ..
+            } = retired;
             tracing::info!(
-                "worker {} of `{}` stays: {:?}",
-                retired.worker.0,
-                retired.target,
-                retired.outcome
+                "worker {} of `{}` stays: {outcome:?}",
+                worker.0,
+                retired.target
             );
         }
         let answered = self.releases.retired(retired);
@@ -524,7 +559,7 @@ impl Driver {
     fn ask(&mut self) {
         let mut later = Vec::new();
         for waiting in std::mem::take(&mut self.questions.waiting) {
-            let Some(asked) = self.session.asked_on(&waiting.target).into_iter().next() else {
+            let Some(asked) = self.waiting_at(&waiting.target).into_iter().next() else {
                 later.push(waiting);
                 continue;
             };
@@ -550,10 +585,64 @@ impl Driver {
         self.questions.waiting.extend(later);
     }
 
+    /// Whether the passing of time matters.
+    fn has_time_limits(&self) -> bool {
+        self.notices.any() || self.agents.has_allocations() || !self.short_of_gpus.is_empty()
+    }
+
+    /// A second has passed.
+    async fn tick(&mut self) {
+        self.notice();
+        if !self.short_of_gpus.is_empty() {
+            self.make_room().await;
+        }
+        let session = &self.session;
+        for allocation in self
+            .agents
+            .idle_allocations(|worker| session.is_in_use(worker))
+        {
+            let workers = self.agents.workers_at(&allocation);
+            if workers.is_empty() {
+                self.agents.release(&allocation);
+                continue;
+            }
+            let named = workers.iter().map(|worker| (*worker, allocation.clone()));
+            self.idle.extend(named);
+            if let Some(event) = retire(workers, false) {
+                self.handle(event).await;
+            }
+        }
+    }
+
+    /// The cells that wait for something at a location, or on a node of an allocation.
+    fn waiting_at(&self, place: &TargetName) -> Vec<Arc<Asked>> {
+        self.session
+            .asked_at(|worker| self.agents.is_at(worker, place))
+    }
+
+    /// What becomes of an allocation.
+    fn job(&mut self, allocation: &TargetName, news: JobNews) {
+        match news {
+            JobNews::Waits(text) => {
+                self.notices
+                    .waits(allocation, Wait::Job(text), Instant::now());
+                self.notice();
+            }
+            JobNews::Runs(text) => self.settled(allocation, &text),
+            JobNews::Ended => self.over(allocation),
+        }
+    }
+
+    /// Cells need not wait for an allocation any more: the notices stay, with what has come of it.
+    fn settled(&mut self, allocation: &TargetName, text: &str) {
+        let notices = self.notices.settled(allocation, text, &self.author);
+        notices.into_iter().for_each(|notice| self.publish(notice));
+    }
+
     /// Shows how long cells have been waiting for hosts.
     fn notice(&mut self) {
         for target in self.notices.targets() {
-            let cells = self.session.asked_on(&target);
+            let cells = self.waiting_at(&target);
             let notices = self.notices.show(&target, &cells, &self.author);
             notices.into_iter().for_each(|notice| self.publish(notice));
         }
@@ -615,9 +704,10 @@ impl Driver {
                     worker,
                     exit,
                     stderr_tail,
+                    rank,
                 },
             ) => {
-                let problem = self.agents.death_problem(worker, &exit, &stderr_tail);
+                let problem = self.agents.death_problem(worker, rank, &exit, &stderr_tail);
                 self.gone(worker, problem, agents::how(&exit)).await;
             }
             FromLocation::Failed { workers, problem } => {
@@ -625,19 +715,20 @@ impl Driver {
                     self.gone(worker, problem.clone(), Gone::NotStarted).await;
                 }
             }
-            FromLocation::AgentGone(target, problem) => {
+            FromLocation::Job(allocation, news) => self.job(&allocation, news),
+            FromLocation::AgentGone(target, problem, how) => {
                 tracing::info!("the agent of `{target}` is gone: {}", problem.evalue);
                 // What was never there is not lost.
-                let how = if self.agents.is_connecting(&target) {
+                let how = how.unwrap_or(if self.agents.is_connecting(&target) {
                     Gone::NotStarted
                 } else {
                     Gone::LocationLost
-                };
+                });
                 self.over(&target);
                 self.modules.lost(&target);
                 let carried = self.values.files.lost(&target);
                 if let Some(waiting) = self.agents.ended(&target) {
-                    for worker in waiting {
+                    for (worker, target) in waiting {
                         self.start_worker(worker, &target).await;
                     }
                 } else {
@@ -648,6 +739,9 @@ impl Driver {
                 self.carried(carried).await;
             }
             FromLocation::Message(target, FromAgent::Hello(hello)) => {
+                if let Some(allocation) = self.agents.allocation_of(&target) {
+                    self.settled(&allocation, &format!("{target} is {}", hello.hostname));
+                }
                 self.agents.hello(&target, hello);
                 self.over(&target);
             }
@@ -675,7 +769,7 @@ impl Driver {
             }
             FromLocation::Tell(target, text) => {
                 tracing::info!("`{target}`: {text}");
-                if let Some(asked) = self.session.asked_on(&target).first() {
+                if let Some(asked) = self.waiting_at(&target).first() {
                     let content =
                         json!({"name": "stderr", "text": format!("{}\n", text.trim_end())});
                     self.publish(
@@ -713,12 +807,10 @@ impl Driver {
     }
 
     async fn gone(&mut self, worker: WorkerId, problem: Problem, how: Gone) {
-        let target = self.agents.target(worker).cloned();
         self.forget(worker);
-        if let Some(target) = target {
-            let answered = self.releases.died(worker, &target);
-            self.released(answered);
-        }
+        self.idle.remove(&worker);
+        let answered = self.releases.died(worker);
+        self.released(answered);
         self.handle(Event::WorkerGone {
             worker,
             problem,
@@ -729,6 +821,7 @@ impl Driver {
 
     /// Nothing more comes from a worker.
     fn forget(&mut self, worker: WorkerId) {
+        self.short_of_gpus.remove(&worker);
         self.agents.forget(worker);
         self.staging.end(worker);
         self.shown.remove(&worker);
@@ -1017,11 +1110,59 @@ impl Driver {
     // --- effects
 
     async fn start_worker(&mut self, worker: WorkerId, target: &TargetName) {
-        if let Err(problem) = self.agents.start(worker, target, &self.cells).await {
+        match self.agents.start(worker, target, &self.cells).await {
             // Not from within the session's own turn: as an event of its own.
-            self.agents.report(worker, problem);
-        } else if self.agents.is_connecting(target) {
-            self.notices.waits(target, Wait::Connecting, Instant::now());
+            Err(problem) => self.agents.report(worker, problem),
+            Ok(Start::Later(location)) => {
+                self.short_of_gpus
+                    .insert(worker, (target.clone(), location));
+            }
+            Ok(Start::Begun) => {
+                if let Some(host) = self.agents.connecting_to(worker) {
+                    self.notices.waits(&host, Wait::Connecting, Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Workers that wait for GPUs are started if there are enough by now; else those that have some and do nothing end.
+    async fn make_room(&mut self) {
+        for (worker, (target, _)) in std::mem::take(&mut self.short_of_gpus) {
+            self.start_worker(worker, &target).await;
+        }
+        let wanted: BTreeSet<TargetName> = self
+            .short_of_gpus
+            .values()
+            .map(|(_, location)| location.clone())
+            .collect();
+        for location in wanted {
+            let holders = self.agents.with_gpus(&location).into_iter();
+            let (idle, used): (Vec<WorkerId>, Vec<WorkerId>) =
+                holders.partition(|worker| !self.session.is_in_use(*worker));
+            if idle.is_empty() && !used.iter().any(|worker| self.session.is_occupied(*worker)) {
+                // What they have done is not committed, since it comes after that for which there are no GPUs.
+                self.no_gpus(&location, "have run cells that come later");
+            } else if let Some(event) = retire(idle, false) {
+                self.handle(event).await;
+            }
+        }
+    }
+
+    /// There will be no GPUs for workers that wait for some at a location.
+    fn no_gpus(&mut self, location: &TargetName, why: &str) {
+        let problem = Problem::new(
+            "NoGpu",
+            format!(
+                "there are not enough free GPUs on `{location}`: other workers there have them and {why}; \
+                 give them back with `%cellferry release`, and run the cell again"
+            ),
+        );
+        let concerned = self
+            .short_of_gpus
+            .extract_if(|_, (_, other)| other == location);
+        let workers: Vec<WorkerId> = concerned.map(|(worker, _)| worker).collect();
+        for worker in workers {
+            self.agents.report(worker, problem.clone());
         }
     }
 
@@ -1271,7 +1412,9 @@ impl Driver {
     }
 
     async fn end(mut self) {
+        let mut restarts = false;
         if let Some(Ending::Asked(incoming, restart)) = self.ending.take() {
+            restarts = restart;
             let content = json!({"status": "ok", "restart": restart});
             let mut reply =
                 self.author
@@ -1280,7 +1423,7 @@ impl Driver {
             reply.identities = incoming.message.identities.clone();
             self.outbox.send(incoming.channel, reply);
         }
-        self.agents.shutdown().await;
+        self.agents.shutdown(restarts).await;
         self.outbox.flush(FLUSH).await;
     }
 }
@@ -1292,6 +1435,11 @@ fn retire(workers: Vec<WorkerId>, force: bool) -> Option<Event> {
         force,
         request: Box::new(release::request()?),
     })
+}
+
+/// The target of which this is a shape, or it itself.
+fn base(target: &TargetName) -> TargetName {
+    Shape::parse(target).target.into()
 }
 
 /// The name whose completion or documentation a client asks for.

@@ -25,6 +25,8 @@ pub enum Wait {
     Connecting,
     /// The link is lost, for this reason.
     Lost(String),
+    /// It is a batch job that has not started, of which this is known.
+    Job(String),
 }
 
 /// Notices of all hosts.
@@ -58,7 +60,7 @@ impl Notices {
     /// Hosts with a wait that is worth telling.
     pub fn targets(&self) -> Vec<TargetName> {
         let told = self.waits.iter().filter(|(_, (wait, since))| match wait {
-            Wait::Connecting => since.elapsed() >= QUIET,
+            Wait::Connecting | Wait::Job(_) => since.elapsed() >= QUIET,
             Wait::Lost(_) => true,
         });
         told.map(|(target, _)| target.clone()).collect()
@@ -77,6 +79,7 @@ impl Notices {
         let seconds = since.elapsed().as_secs();
         let text = match wait {
             Wait::Connecting => format!("connecting to {target} ({seconds} s)…"),
+            Wait::Job(text) => format!("{text} ({seconds} s)"),
             Wait::Lost(reason) if reason.is_empty() => {
                 format!("link to {target} lost, reconnecting ({seconds} s)…")
             }
@@ -108,6 +111,16 @@ impl Notices {
         let shown = self.shown.remove(target).unwrap_or_default();
         let cells = shown.values();
         cells.map(|asked| cleared(author, target, asked)).collect()
+    }
+
+    /// The wait is over, and the notices stay with this text.
+    pub fn settled(&mut self, target: &TargetName, text: &str, author: &Author) -> Vec<Message> {
+        self.waits.remove(target);
+        let shown = self.shown.remove(target).unwrap_or_default();
+        let cells = shown.values();
+        cells
+            .map(|asked| message(author, "update_display_data", target, asked, text))
+            .collect()
     }
 
     /// The cell ends, and some clients heed nothing that comes after that: what takes the notices under it away.

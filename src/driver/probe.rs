@@ -45,7 +45,7 @@ pub async fn probe(
             Some(FromLocation::Message(_, FromAgent::WorkerFailed { failure, .. })) => {
                 break Err(seat.start_problem(&failure));
             }
-            Some(FromLocation::AgentGone(_, problem)) => return Err(problem),
+            Some(FromLocation::AgentGone(_, problem, _)) => return Err(problem),
             Some(FromLocation::Ask(_, question, answer)) => {
                 let _ = answer.send(ask(&question));
             }

@@ -32,7 +32,7 @@ struct Waiting {
 #[derive(Debug)]
 struct Begun {
     asked: Arc<Asked>,
-    workers: BTreeSet<WorkerId>,
+    workers: BTreeMap<WorkerId, TargetName>,
     targets: BTreeMap<TargetName, Told>,
 }
 
@@ -97,13 +97,13 @@ impl Releases {
         self.begun.push(Begun {
             asked,
             targets: targets.collect(),
-            workers: workers.into_keys().collect(),
+            workers,
         });
     }
 
     /// A worker was given back, or stays; the cells that need not wait for more.
     pub fn retired(&mut self, retired: &Retired) -> Vec<Answered> {
-        self.over(retired.worker, &retired.target, |told| {
+        self.over(retired.worker, |told| {
             let mut left = |values: &BTreeMap<Name, Left>, means| {
                 let values = values.iter().filter(|(name, _)| is_shown_to_users(name));
                 let values = values.map(|(name, left)| (name.clone(), (left.clone(), means)));
@@ -128,20 +128,15 @@ impl Releases {
     }
 
     /// A worker died; the cells that need not wait for more.
-    pub fn died(&mut self, worker: WorkerId, target: &TargetName) -> Vec<Answered> {
-        self.over(worker, target, |told| told.died += 1)
+    pub fn died(&mut self, worker: WorkerId) -> Vec<Answered> {
+        self.over(worker, |told| told.died += 1)
     }
 
-    fn over(
-        &mut self,
-        worker: WorkerId,
-        target: &TargetName,
-        note: impl Fn(&mut Told),
-    ) -> Vec<Answered> {
-        let concerned = self.begun.iter_mut();
-        for begun in concerned.filter(|begun| begun.workers.contains(&worker)) {
-            begun.workers.remove(&worker);
-            note(begun.targets.entry(target.clone()).or_default());
+    fn over(&mut self, worker: WorkerId, note: impl Fn(&mut Told)) -> Vec<Answered> {
+        for begun in &mut self.begun {
+            if let Some(target) = begun.workers.remove(&worker) {
+                note(begun.targets.entry(target).or_default());
+            }
         }
         let done = self.begun.extract_if(.., |begun| begun.workers.is_empty());
         let answered = done.map(|begun| {
@@ -245,14 +240,14 @@ mod tests {
         };
         assert!(releases.retired(&retired(1, ended)).is_empty());
         assert!(releases.retired(&retired(2, kept)).is_empty());
-        let answered = releases.died(WorkerId(3), &"lab".into());
+        let answered = releases.died(WorkerId(3));
         assert_eq!(
             answered[0].text,
             "released lab: 1 worker; 1 worker died meanwhile; 1 worker stays; 2 values (5 MB) were brought home\n\
              `c` (list) could not be brought home, and its worker stays: no space left on device"
         );
         assert_eq!(answered.len(), 1);
-        assert!(releases.died(WorkerId(3), &"lab".into()).is_empty());
+        assert!(releases.died(WorkerId(3)).is_empty());
     }
 
     #[test]

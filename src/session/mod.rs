@@ -293,6 +293,12 @@ impl Session {
         self.runs.get(&run).is_some_and(again)
     }
 
+    /// Whether runs have been given to a worker that are not committed.
+    pub fn is_in_use(&self, worker: WorkerId) -> bool {
+        let worker = self.workers.get(&worker);
+        worker.is_some_and(|worker| !worker.runs.is_empty() || worker.dying.is_some())
+    }
+
     /// The cells that a client has asked for and that are not done, each with its target.
     pub fn open_cells(&self) -> impl Iterator<Item = (&TargetName, &Arc<Asked>)> {
         let runs = self.in_order().filter_map(|id| self.runs.get(&id));
@@ -300,13 +306,9 @@ impl Session {
         asked.map(|run| (&run.cell.target, &run.request.message))
     }
 
-    /// The cells that a client has asked for and that wait for the target: for one of its workers, for a value that one
+    /// The cells that a client has asked for and that wait for a place: for a worker that is there, for a value that one
     /// holds, or for what is made again there.
-    pub fn asked_on(&self, target: &TargetName) -> Vec<Arc<Asked>> {
-        let is_there = |worker: WorkerId| {
-            let worker = self.workers.get(&worker);
-            worker.is_some_and(|worker| worker.target == *target)
-        };
+    pub fn asked_at(&self, is_there: impl Fn(WorkerId) -> bool) -> Vec<Arc<Asked>> {
         let waits = |run: &Run| {
             let pending = match &run.state {
                 State::Waiting | State::Finished(_) => return false,
@@ -318,7 +320,7 @@ impl Session {
             let making = run.remade.making();
             let made_by = making.and_then(|id| self.runs.get(&id)?.state.worker());
             let own = run.state.worker();
-            own.into_iter().chain(made_by).chain(holders).any(is_there)
+            own.into_iter().chain(made_by).chain(holders).any(&is_there)
         };
         self.in_order()
             .filter_map(|id| self.runs.get(&id))

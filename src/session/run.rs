@@ -15,6 +15,7 @@ use crate::cell::Files;
 use crate::graph::Access;
 use crate::ledger::{Delta, Held, Needed, Plan, Put};
 use crate::name::Name;
+use crate::target::shape::Shape;
 
 /// What workers call the states of the generators that all code shares.
 pub const GENERATORS: [&str; 2] = ["~random", "~numpy.random"];
@@ -349,6 +350,8 @@ impl Run {
                 || request.silent
                 || problem.is_some()
                 || !cell.files.is_empty()
+                // Ranks that wait for each other inside of MPI cannot be made to go back.
+                || Shape::parse(&cell.target).resources.ranks.is_some()
                 || cell.definitions.iter().any(sets),
             request,
             cell: Arc::new(cell),

@@ -196,7 +196,7 @@ impl Session {
     }
 
     /// Whether a cell runs in the worker: then it answers nothing else.
-    pub(super) fn is_occupied(&self, id: WorkerId) -> bool {
+    pub fn is_occupied(&self, id: WorkerId) -> bool {
         let runs = |id: &RunId| {
             matches!(
                 self.runs.get(id).map(|run| &run.state),

@@ -2,7 +2,7 @@
 //!
 //! A fault in one target harms no cell but those that use it.
 
-mod slurm;
+pub mod slurm;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -24,10 +24,10 @@ pub use slurm::Slurm;
 pub const FILE: &str = "cellferry.toml";
 
 const TYPES: [&str; 5] = ["local", "ssh", "slurm", "container", "kubernetes"];
-const LOCAL_KEYS: [&str; 7] = [
-    "type", "python", "conda", "setup", "workdir", "workers", "env",
+const LOCAL_KEYS: [&str; 8] = [
+    "type", "python", "conda", "setup", "workdir", "workers", "env", "gpus",
 ];
-const SSH_KEYS: [&str; 13] = [
+const SSH_KEYS: [&str; 14] = [
     "type",
     "host",
     "user",
@@ -41,6 +41,7 @@ const SSH_KEYS: [&str; 13] = [
     "workdir",
     "workers",
     "env",
+    "gpus",
 ];
 const FILE_KEYS: [&str; 2] = ["targets", "shared"];
 const SHARED_KEYS: [&str; 3] = ["path", "targets", "paths"];
@@ -91,6 +92,8 @@ pub struct Target {
     pub workdir: Option<PathBuf>,
     /// How many workers it may have.
     pub workers: NonZeroU32,
+    /// How many GPUs each of its locations has for steps that ask for some; those of the job for the nodes of a batch system.
+    pub gpus: u32,
     /// Variables of its workers' environment.
     pub env: BTreeMap<String, String>,
 }
@@ -168,14 +171,6 @@ pub enum ConfigError {
         /// What is wrong, and the nearest valid word.
         problem: String,
     },
-    /// Such targets can be defined and are checked; allocations are to come.
-    #[error(
-        "target `{name}`: cells cannot run on targets of type `slurm` yet; use one of type `ssh` or `local`"
-    )]
-    NotYet {
-        /// The target's name.
-        name: String,
-    },
     /// Nobody defines the target.
     #[error("no target `{name}`{hint}; {looked}")]
     Unknown {
@@ -240,18 +235,8 @@ impl Target {
             setup: None,
             workdir: None,
             workers: NonZeroU32::MIN,
+            gpus: 0,
             env: BTreeMap::new(),
-        }
-    }
-
-    /// The target, if cells can run there.
-    ///
-    /// # Errors
-    /// If it is of a type of which that is still to come.
-    pub fn runnable(self) -> Result<Self, ConfigError> {
-        match self.place {
-            Place::Slurm(_) => Err(ConfigError::NotYet { name: self.name }),
-            Place::Local | Place::Ssh(_) => Ok(self),
         }
     }
 
@@ -719,6 +704,15 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
         }
         Some(_) => return Err(invalid("env", "must be a table of strings".to_owned())),
     }
+    let gpus = match table.get("gpus") {
+        // Batch systems have their own way of asking.
+        _ if kind == "slurm" => 0,
+        None => 0,
+        Some(Value::Integer(count)) => {
+            u32::try_from(*count).map_err(|_| invalid("gpus", "must be 0 or more".to_owned()))?
+        }
+        Some(_) => return Err(invalid("gpus", "must be a whole number".to_owned())),
+    };
     let place = if kind == "ssh" {
         let host = text("host")?.ok_or_else(|| {
             let problem = "is missing: an alias of ~/.ssh/config, or user@host:port";
@@ -795,6 +789,14 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
         setup: text("setup")?,
         workdir: text("workdir")?.map(|workdir| PathBuf::from(path(workdir))),
         workers,
+        gpus: match &place {
+            Place::Slurm(slurm) => slurm
+                .request
+                .gpus
+                .as_ref()
+                .map_or(0, |gpus| gpus.count.get()),
+            Place::Local | Place::Ssh(_) => gpus,
+        },
         env,
         place: place.clone(),
         ..Target::plain(name, Some(file), place)

@@ -47,6 +47,18 @@ pub fn there(target: &Target) -> Vec<String> {
     argv
 }
 
+/// A command that is run where the environment is prepared as it is for the target's Python.
+pub fn prepared(target: &Target, command: Vec<String>) -> Vec<String> {
+    match preparation(target) {
+        Some(lines) => {
+            let mut argv = shell(lines + "exec \"$@\"\n");
+            argv.extend(command);
+            argv
+        }
+        None => command,
+    }
+}
+
 /// What the user calls the Python of a target on a far host.
 pub fn name_there(target: &Target) -> String {
     match (&target.python, &target.conda, &target.place) {
@@ -79,6 +91,15 @@ fn shell(script: String) -> Vec<String> {
 
 /// The shell lines that prepare the environment and end in the Python; `None` where nothing is to be prepared.
 fn script(target: &Target, python: Option<&str>) -> Option<String> {
+    let run = match python {
+        Some(python) => format!("exec {} \"$@\"", expanding(python)),
+        None => default_python().to_owned(),
+    };
+    Some(preparation(target)? + &run)
+}
+
+/// The shell lines that prepare the environment; `None` where nothing is to be prepared.
+fn preparation(target: &Target) -> Option<String> {
     if target.setup.is_none() && target.conda.is_none() {
         return None;
     }
@@ -98,10 +119,6 @@ fn script(target: &Target, python: Option<&str>) -> Option<String> {
              conda activate {conda} || {{ echo \"{NO_CONDA} \"{conda} >&2; exit 127; }}\n"
         );
     }
-    script += &match python {
-        Some(python) => format!("exec {} \"$@\"", expanding(python)),
-        None => default_python().to_owned(),
-    };
     Some(script)
 }
 

@@ -4,5 +4,7 @@ pub mod batch;
 pub mod config;
 pub mod home;
 pub mod launch;
+pub mod ranks;
+pub mod shape;
 pub mod shared;
 pub mod ssh;

@@ -48,6 +48,24 @@ pub struct WorkerSpec {
     /// The working directory, made if it is missing; the agent's own if absent: the user's home directory on
     /// another machine.
     pub workdir: Option<String>,
+    /// Which GPUs it may use: their places among those that the agent itself may use; `None` for all of them.
+    pub gpus: Option<Vec<u32>>,
+    /// Where the worker is an island of MPI ranks, each a process of its own that runs the program.
+    pub ranks: Option<Ranks>,
+}
+
+/// How the ranks of an island are started. To the kernel they are one worker: requests that run code go to all of them, and
+/// rank 0 answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ranks {
+    /// How many.
+    pub count: u32,
+    /// The command that starts them, to which the program of each rank is appended; `{folder}` is replaced by the island's own
+    /// folder.
+    pub launcher: Vec<String>,
+    /// Whether ranks may be on other machines of the agent's allocation: then the island's folder is made in that of the
+    /// allocation, which all of them see.
+    pub spread: bool,
 }
 
 /// A secret that opens a door (see [`ToAgent::OpenDoor`]); its bytes are in no log.
@@ -107,7 +125,7 @@ pub enum ToAgent {
         #[serde(skip)]
         parts: Parts,
     },
-    /// Interrupt a worker: SIGINT to its process group.
+    /// Interrupt a worker: SIGINT to its process group, or to those of all its ranks.
     Interrupt {
         /// Whom.
         worker: WorkerId,
@@ -294,6 +312,8 @@ pub enum FromAgent {
         exit: Exit,
         /// The last it wrote to stderr.
         stderr_tail: String,
+        /// Of an island: the rank that ended it.
+        rank: Option<u32>,
     },
     /// A message from a worker.
     Received {
@@ -441,6 +461,13 @@ pub enum StartFailure {
         /// The last it wrote to stderr.
         stderr_tail: String,
     },
+    /// The ranks did not come together.
+    Ranks {
+        /// Why.
+        reason: String,
+        /// The last that their launcher wrote.
+        stderr_tail: String,
+    },
     /// The program did not answer in time.
     Timeout {
         /// How long it had.
@@ -466,24 +493,30 @@ impl fmt::Display for StartFailure {
             ),
             Self::Exited { exit, stderr_tail } => {
                 write!(formatter, "it ended before it was ready ({exit})")?;
-                if stderr_tail.trim().is_empty() {
-                    Ok(())
-                } else {
-                    write!(formatter, "; its last words:\n{}", stderr_tail.trim_end())
-                }
+                last_words(formatter, stderr_tail)
+            }
+            Self::Ranks {
+                reason,
+                stderr_tail,
+            } => {
+                formatter.write_str(reason)?;
+                last_words(formatter, stderr_tail)
             }
             Self::Timeout {
                 seconds,
                 stderr_tail,
             } => {
                 write!(formatter, "it did not answer within {seconds} s")?;
-                if stderr_tail.trim().is_empty() {
-                    Ok(())
-                } else {
-                    write!(formatter, "; its last words:\n{}", stderr_tail.trim_end())
-                }
+                last_words(formatter, stderr_tail)
             }
         }
+    }
+}
+
+fn last_words(formatter: &mut fmt::Formatter<'_>, stderr_tail: &str) -> fmt::Result {
+    match stderr_tail.trim_end() {
+        "" => Ok(()),
+        tail => write!(formatter, "; its last words:\n{tail}"),
     }
 }
 

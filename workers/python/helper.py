@@ -2,7 +2,7 @@
 
 The kernel sends this file as source when a worker starts. It adds two things to the running kernel:
 a prelude and a report around `execute_request` (both in messages that only Cellferry sees), and a
-shell message of its own, `cellferry_request`, with the verbs `take`, `undo`, `settle` and `inputs`. For the files of a step it
+shell message of its own, `cellferry_request`, with the verbs `take`, `undo`, `settle`, `inputs`, `part` and `whole`. For the files of a step it
 asks the kernel, on the channel of `input()`. Nothing of it stands in the user's namespace, and it needs nothing but IPython and the standard library. Python 3.8 or newer. How values are pickled
 stands in `pickling.py`, how a worker goes back to what it was in `before.py`; both are part of the same module.
 """
@@ -588,6 +588,44 @@ def take(content):
     return reply, []
 
 
+# --- names that become lists by rank, where this worker is one of several MPI ranks ---------------------------------
+
+
+def part(names):
+    """This rank's own values of the names, as buffers: a pickle and what it keeps out of band."""
+    missing = [name for name in names if name not in namespace]
+    if missing:
+        raise NameError("there is no `%s` here to be gathered" % missing[0])
+    stream, buffers = io.BytesIO(), []
+    try:
+        pickler = Pickler(stream, by_value=names, buffer_callback=lambda buffer: buffers.append(buffer.raw()))
+        pickler.dump({name: namespace[name] for name in names})
+    except Exception as error:
+        for name in names:
+            reason = why_not(name)
+            if reason is not None:
+                raise TypeError("`%s`, a value of type %s, cannot be gathered: %s"
+                                % (name, type_name(namespace[name]), reason)) from None
+        raise TypeError("%s cannot be gathered: %s" % (", ".join(names), error)) from None
+    return [stream.getbuffer(), *buffers]
+
+
+def whole(names, counts, rank, buffers):
+    """Makes each name the list of its values by rank; `counts` says how many buffers each rank gave."""
+    parts, start = [], 0
+    for number, count in enumerate(counts):
+        data, *rest = buffers[start : start + count]
+        start += count
+        if number == rank:
+            parts.append({name: namespace[name] for name in names})
+        else:
+            parts.append(pickle.loads(data, buffers=[bytearray(buffer) for buffer in rest]))
+    for name in names:
+        namespace[name] = [values[name] for values in parts]
+        known[name] = mark_of(namespace[name])
+    return {name: describe_name(name) for name in names}
+
+
 # --- straight from the memory of another process: process_vm_readv(2), one copy into the reader's own memory ---------
 
 # What a reader may still copy; the kernel sends no further cell before it has.
@@ -990,6 +1028,12 @@ def request(stream, ident, parent):
             if settled:
                 settled.settle()
             reply, buffers = {"status": "ok"}, []
+        elif content["verb"] == "part":
+            reply, buffers = {"status": "ok"}, part(content["names"])
+        elif content["verb"] == "whole":
+            given = [bytes(buffer) for buffer in parent.get("buffers", ())]
+            reply, buffers = {"status": "ok"}, []
+            reply["names"] = whole(content["names"], content["counts"], content["rank"], given)
         elif content["verb"] == "inputs":
             inputs(content, ())
             reply, buffers = {"status": "ok"}, []
@@ -1002,6 +1046,10 @@ def request(stream, ident, parent):
     reply["verb"] = content["verb"]
     kernel.session.send(stream, "cellferry_reply", reply, parent, ident=ident, buffers=buffers)
 
+
+if "CELLFERRY_RANK" in os.environ:
+    # What several ranks print at once must come at about the same time: ipykernel's own timers are far apart.
+    sys.stdout.flush_interval = sys.stderr.flush_interval = 0.03
 
 # A crash in compiled code says where: on the real stderr, since ipykernel's own dies with the process.
 real_stderr = getattr(sys.stderr, "_original_stdstream_copy", None)

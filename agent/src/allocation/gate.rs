@@ -2,17 +2,19 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::geteuid;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::mailbox::{Mailbox, Mailboxes};
-use super::{Allocation, Stream, Visit, Word};
+use super::{Allocation, FOUND, Visit, Word};
 use crate::direct::{Greeted, listen, respond};
 
 /// How long a stranger has to prove that it knows the secret, or a process of ours to say what it wants.
@@ -20,6 +22,9 @@ const GREETING: Duration = Duration::from_secs(5);
 
 /// How often a node that waits hears that the gate is still there.
 pub(super) const WORD: Duration = Duration::from_secs(10);
+
+/// How often the gate looks whether its allocation is still there, and those who want a node that has not come.
+const LOOK_AROUND: Duration = Duration::from_secs(2);
 
 /// How often the gate looks for new mailboxes.
 const LOOK: Duration = Duration::from_millis(500);
@@ -30,8 +35,25 @@ const LINE: u64 = 100;
 /// One who wants a node.
 struct Call {
     conversation: String,
-    stream: Box<dyn Stream>,
-    since: Instant,
+    stream: BufReader<UnixStream>,
+}
+
+impl Call {
+    /// Whether the other end is closed, and all that it said has been read.
+    fn has_gone(&self) -> bool {
+        let mut byte = [0];
+        let stream = self.stream.get_ref();
+        let seen = stream.try_io(Interest::READABLE, || {
+            let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+            Ok(recv(stream.as_raw_fd(), &mut byte, flags)?)
+        });
+        seen.is_ok_and(|bytes| bytes == 0)
+    }
+
+    /// Tells the caller that what follows comes from the node.
+    async fn answer(&mut self) -> io::Result<()> {
+        self.stream.write_all(FOUND.as_bytes()).await
+    }
 }
 
 /// A node that has come.
@@ -56,7 +78,7 @@ struct Node {
     call: Option<Call>,
 }
 
-/// Serves until nobody has come for `patience`.
+/// Serves until nobody has come for `patience`; then the job is of no use any more, and is ended.
 ///
 /// # Errors
 /// If it cannot listen, or tell where.
@@ -66,6 +88,7 @@ pub async fn gate(
     patience: Duration,
 ) -> io::Result<()> {
     let (visitors, addresses) = listen()?;
+    allocation.make_mail()?;
     allocation.tell_addresses(&addresses)?;
     let (events, mut inbox) = mpsc::channel(64);
     let mut doors = JoinSet::new();
@@ -75,12 +98,12 @@ pub async fn gate(
     let mut nodes: HashMap<u32, Node> = HashMap::new();
     let mut tasks = JoinSet::new();
     let mut used = Instant::now();
+    let mut looks = interval(LOOK_AROUND);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let waiting = |node: &Node| node.call.as_ref().map(|call| call.since);
-        if !tasks.is_empty() {
+        if nodes.values().any(Node::is_used) {
             used = Instant::now();
         }
-        let used = nodes.values().filter_map(waiting).fold(used, Instant::max);
         tokio::select! {
             Some(event) = inbox.recv() => match event {
                 Event::Call(number, call) => nodes.entry(number).or_default().wanted(call),
@@ -89,12 +112,35 @@ pub async fn gate(
                 }
             },
             Some(_) = tasks.join_next() => {}
-            () = sleep_until(used + patience), if tasks.is_empty() => return Ok(()),
+            _ = looks.tick() => {
+                nodes.values_mut().for_each(Node::look);
+                if !allocation.is_there() {
+                    // It was given back.
+                    return Ok(());
+                }
+            }
+            () = sleep_until(used + patience) => break,
         }
     }
+    allocation.cancel().await;
+    Ok(())
 }
 
 impl Node {
+    /// Whether somebody wants it, or is connected with it.
+    fn is_used(&self) -> bool {
+        let connected =
+            self.free.is_none() && self.task.as_ref().is_some_and(|task| !task.is_finished());
+        self.call.is_some() || connected
+    }
+
+    /// Who wanted it and has gone does not want it any more.
+    fn look(&mut self) {
+        if self.call.as_ref().is_some_and(Call::has_gone) {
+            self.call = None;
+        }
+    }
+
     fn wanted(&mut self, call: Call) {
         let refused = match self.free.take() {
             Some(free) => free.send(call).err(),
@@ -139,14 +185,14 @@ impl Visitor {
                         _ = words.tick() => greeted.tell(&Word::Wait).await?,
                     }
                 };
-                let Ok(Call {
-                    conversation,
-                    stream,
-                    ..
-                }) = call
-                else {
+                let Ok(mut call) = call else {
                     return Ok(());
                 };
+                call.answer().await?;
+                let Call {
+                    conversation,
+                    stream,
+                } = call;
                 greeted.tell(&Word::Go { conversation }).await?;
                 greeted.pipe(stream).await
             }
@@ -158,14 +204,14 @@ impl Visitor {
                         _ = words.tick() => mailbox.tell(&Word::Wait).await?,
                     }
                 };
-                let Ok(Call {
-                    conversation,
-                    mut stream,
-                    ..
-                }) = call
-                else {
+                let Ok(mut call) = call else {
                     return Ok(());
                 };
+                call.answer().await?;
+                let Call {
+                    conversation,
+                    mut stream,
+                } = call;
                 mailbox.tell(&Word::Go { conversation }).await?;
                 let (mut mail, _) = mailbox.into_stream();
                 tokio::io::copy_bidirectional(&mut stream, &mut mail)
@@ -207,8 +253,7 @@ async fn hear_caller(stream: UnixStream) -> io::Result<(u32, Call)> {
     let (node, conversation) = line.trim_end().split_once(' ').ok_or_else(wrong)?;
     let call = Call {
         conversation: conversation.to_owned(),
-        stream: Box::new(stream),
-        since: Instant::now(),
+        stream,
     };
     Ok((node.parse().map_err(|_| wrong())?, call))
 }

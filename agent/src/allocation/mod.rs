@@ -3,7 +3,7 @@
 //! Compute nodes can seldom be logged in to, but most can open connections to the login node. There a *gate*, a process of
 //! its own, waits for them; each kernel's link to a node is a command on the login node (`reach`) that the gate connects
 //! with that node's agent. What both sides must share lies in one directory that all of these machines see: the secret that
-//! opens the gate, where the gate is, and this program.
+//! opens the gate (the file `secret`), where the gate is (`gate`), how the job is ended (`cancel`, a shell script), and this program.
 //!
 //! Where a node cannot open a connection to the gate, both use a mailbox in that directory instead.
 
@@ -13,16 +13,16 @@ mod node;
 mod reach;
 
 use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use cellferry_wire::protocol::Secret;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
-
-use crate::OWN_PROGRAM;
+use tokio::process::Command;
 
 pub use gate::gate;
 pub use node::node;
@@ -32,7 +32,13 @@ pub use reach::reach;
 const SECRET: &str = "secret";
 const GATE: &str = "gate";
 const MAIL: &str = "mail";
-const PROGRAM: &str = "agent";
+const CANCEL: &str = "cancel";
+
+/// The least number of letters of a secret.
+const SECRET_LENGTH: usize = 32;
+
+/// What one who wants a node is told before the node's own words.
+const FOUND: &str = "\ncellferry: found\n";
 
 /// A stream of bytes, both ways.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -67,25 +73,31 @@ impl Allocation {
         }
     }
 
-    /// Makes the directory, with a secret that nobody else knows, and a copy of this program for the nodes.
-    ///
-    /// # Errors
-    /// If it cannot be written, or is there already.
-    pub fn make(&self) -> io::Result<()> {
-        if let Some(parent) = self.directory.parent() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(parent)?;
+    /// Makes the place for mail, unless it is there.
+    fn make_mail(&self) -> io::Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(self.mail())
+    }
+
+    /// Whether anybody still needs it: its directory goes with it.
+    fn is_there(&self) -> bool {
+        !matches!(self.directory.join(SECRET).try_exists(), Ok(false))
+    }
+
+    /// Ends the job, if it is known how.
+    async fn cancel(&self) {
+        let script = self.directory.join(CANCEL);
+        if script.exists() {
+            let ended = Command::new("sh")
+                .arg(script)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .status()
+                .await;
+            tracing::info!("nobody wants the nodes any more; their job is ended: {ended:?}");
         }
-        DirBuilder::new().mode(0o700).create(&self.directory)?;
-        DirBuilder::new().mode(0o700).create(self.mail())?;
-        let mut secret = [0; 32];
-        std::fs::File::open("/dev/urandom")?.read_exact(&mut secret)?;
-        self.write(SECRET, &secret, 0o600)?;
-        let mut program = Vec::new();
-        std::fs::File::open(OWN_PROGRAM)?.read_to_end(&mut program)?;
-        self.write(PROGRAM, &program, 0o700)
     }
 
     /// Its name on a machine.
@@ -100,11 +112,12 @@ impl Allocation {
     }
 
     fn secret(&self) -> io::Result<Secret> {
-        let bytes = std::fs::read(self.directory.join(SECRET))?;
-        let bytes = <[u8; 32]>::try_from(bytes);
-        bytes
-            .map(Secret::new)
-            .map_err(|_| io::Error::other("the allocation's secret is not whole"))
+        let text = std::fs::read_to_string(self.directory.join(SECRET))?;
+        let text = text.trim();
+        if text.len() < SECRET_LENGTH {
+            return Err(io::Error::other("the allocation's secret is not whole"));
+        }
+        Ok(Secret::new(*blake3::hash(text.as_bytes()).as_bytes()))
     }
 
     /// Where the gate is, as far as it has been told.

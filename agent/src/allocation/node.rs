@@ -2,13 +2,8 @@
 //! another.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use cellferry_wire::protocol::Secret;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -17,13 +12,10 @@ use super::gate::WORD;
 use super::mailbox::Mailbox;
 use super::{Allocation, Stream, Visit, Word};
 use crate::attach::Attachment;
-use crate::direct::{Greeted, greet};
+use crate::direct::{Greeted, reach};
 use crate::run_dir::RunDir;
 use crate::serve::{End, Signals, stay};
 use crate::{AgentError, OWN_PROGRAM};
-
-/// How long connecting to the gate and greeting it may take.
-const REACH: Duration = Duration::from_secs(5);
 
 /// How long to wait before the gate is looked for again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -37,7 +29,8 @@ struct Wanted {
     stream: Box<dyn Stream>,
 }
 
-/// Serves until nobody has wanted the node for `patience`, or SIGTERM comes. What a conversation has begun ends with it.
+/// Serves until nobody has wanted the node for `patience`, or SIGTERM comes: whether the former. What a conversation has
+/// begun ends with it.
 ///
 /// # Errors
 /// If an agent cannot be set up on this machine.
@@ -45,20 +38,21 @@ pub async fn node(
     allocation: Allocation,
     number: u32,
     patience: Duration,
-) -> Result<(), AgentError> {
+) -> Result<bool, AgentError> {
+    let directory = allocation.directory.clone();
     let (wanting, mut wanted) = mpsc::channel(1);
     let going = Going(tokio::spawn(go(allocation, number, wanting)));
     let mut signals = Signals::catch()?;
     let mut next: Option<Wanted> = None;
-    loop {
+    let forsaken = loop {
         let first = match next.take() {
             Some(first) => first,
             None => tokio::select! {
                 first = timeout(patience, wanted.recv()) => match first {
                     Ok(Some(first)) => first,
-                    _ => break,
+                    _ => break true,
                 },
-                () = signals.end() => break,
+                () = signals.end() => break false,
             },
         };
         let Some(conversation) = Attachment::conversation(&first.conversation) else {
@@ -79,7 +73,7 @@ pub async fn node(
         let mut replaced = std::pin::pin!(replaced);
         let end = stay(
             of_this_one,
-            RunDir::make()?,
+            (RunDir::make()?, Some(&*directory)),
             conversation,
             patience,
             &mut signals,
@@ -90,11 +84,12 @@ pub async fn node(
         match end {
             End::Asked => {}
             End::Other(other) => next = other,
-            End::Signal | End::Forsaken => break,
+            End::Signal => break false,
+            End::Forsaken => break true,
         }
-    }
+    };
     drop(going);
-    Ok(())
+    Ok(forsaken)
 }
 
 /// Ends with its owner.
@@ -190,30 +185,4 @@ async fn wait_by_mail(allocation: &Allocation, node: u32) -> Visited {
             Err(late) => return Err(late.into()),
         }
     }
-}
-
-/// Connects to the first address where the gate is.
-async fn reach(addresses: &[SocketAddr], secret: &Secret) -> Result<Greeted, String> {
-    let mut tries: FuturesUnordered<_> = addresses
-        .iter()
-        .map(async |address| {
-            let connected = timeout(REACH, async {
-                greet(TcpStream::connect(address).await?, secret).await
-            });
-            match connected.await {
-                Ok(Ok(greeted)) => Ok(greeted),
-                Ok(Err(error)) => Err(format!("{address}: {error}")),
-                Err(_) => Err(format!("{address}: no answer within {} s", REACH.as_secs())),
-            }
-        })
-        .collect();
-    let mut failures = Vec::new();
-    while let Some(tried) = tries.next().await {
-        match tried {
-            Ok(greeted) => return Ok(greeted),
-            Err(failure) => failures.push(failure),
-        }
-    }
-    failures.sort();
-    Err(failures.join("; "))
 }

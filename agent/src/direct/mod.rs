@@ -5,6 +5,7 @@
 
 mod channel;
 mod door;
+mod reach;
 mod visit;
 
 use std::fs::File;
@@ -16,8 +17,9 @@ use serde::{Deserialize, Serialize};
 use crate::outlet::Outlet;
 use crate::tickets::Tickets;
 
-pub use channel::{Greeted, greet, respond};
+pub use channel::{Greeted, respond};
 pub use door::{Door, listen};
+pub use reach::reach;
 pub use visit::{pull, push};
 
 /// What a door gives and takes: the values of one agent.

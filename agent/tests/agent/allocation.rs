@@ -1,6 +1,8 @@
 //! Agents on the nodes of a batch job, reached through the gate. Here all are processes of one machine.
 
+use std::fs::DirBuilder;
 use std::io::Read;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -8,6 +10,7 @@ use cellferry_wire::protocol::{FromAgent, ToAgent};
 use cellferry_wire::{Connection, Line, WireError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 use crate::common::*;
@@ -39,8 +42,10 @@ impl Job {
         let directory = folder
             .path()
             .join(uuid::Uuid::new_v4().simple().to_string());
-        let made = agent_program().arg("allocate").arg(&directory).status();
-        assert!(made.unwrap().success());
+        DirBuilder::new().mode(0o700).create(&directory).unwrap();
+        std::fs::write(directory.join("secret"), uuid::Uuid::new_v4().to_string()).unwrap();
+        std::fs::write(directory.join("cancel"), "echo cancelled > \"$0.done\"").unwrap();
+        std::fs::copy(agent_program().get_program(), directory.join("agent")).unwrap();
         Self {
             _folder: folder,
             directory,
@@ -82,7 +87,16 @@ impl Job {
             process.stdout.take().unwrap(),
         );
         let line = kernel.line.clone();
-        let carrying = tokio::spawn(async move { line.carry(reader, writer).await });
+        let carrying = tokio::spawn(async move {
+            let mut reader = BufReader::new(reader);
+            let mut found = String::new();
+            while !found.ends_with("cellferry: found\n") {
+                if reader.read_line(&mut found).await? == 0 {
+                    return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+                }
+            }
+            line.carry(reader, writer).await
+        });
         Link { process, carrying }
     }
 
@@ -94,9 +108,10 @@ impl Job {
     /// Nothing is left once nobody has come for long enough.
     async fn ends(mut self) {
         for mut node in std::mem::take(&mut self.nodes) {
-            assert!(node.wait().await.unwrap().success());
+            assert_eq!(node.wait().await.unwrap().code(), Some(75));
         }
         eventually("the gate ends", || self.gates().is_empty()).await;
+        assert!(self.directory.join("cancel.done").exists());
     }
 }
 
@@ -221,6 +236,8 @@ async fn the_next_kernel_takes_a_node_over() {
     hello(&mut third.connection).await;
     let node = Pid::from_raw(job.nodes[0].id().unwrap().try_into().unwrap());
     kill(node, Signal::SIGTERM).unwrap();
+    let mut node = job.nodes.remove(0);
+    assert_eq!(node.wait().await.unwrap().code(), Some(0));
     drop(_link);
     drop(_gone);
     job.ends().await;
@@ -241,7 +258,7 @@ async fn a_node_that_cannot_reach_the_gate_uses_the_mailbox() {
     drop(link);
     let mail = job.directory.join("mail");
     for mut node in std::mem::take(&mut job.nodes) {
-        assert!(node.wait().await.unwrap().success());
+        assert_eq!(node.wait().await.unwrap().code(), Some(75));
     }
     assert_eq!(std::fs::read_dir(mail).unwrap().count(), 0);
     job.ends().await;

@@ -39,6 +39,8 @@ pub fn spec_of(argv: &[&str]) -> WorkerSpec {
         argv: argv.iter().map(|word| (*word).to_owned()).collect(),
         env: Vec::new(),
         workdir: None,
+        gpus: None,
+        ranks: None,
     }
 }
 

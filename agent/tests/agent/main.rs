@@ -9,5 +9,6 @@ mod attach;
 mod common;
 mod doors;
 mod files;
+mod ranks;
 mod transfers;
 mod workers;

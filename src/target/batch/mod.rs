@@ -325,7 +325,12 @@ impl Ending {
                 "running the cell again submits another job".to_owned(),
             ),
         };
-        let mut told = format!("{system} job {job} ended ({}): {what}; {remedy}", self.code);
+        // The step is what ran out of it, and the job itself has failed, in the batch system's words.
+        let code = match self.end {
+            End::OutOfMemory if self.code == "FAILED" => "OUT_OF_MEMORY",
+            _ => &self.code,
+        };
+        let mut told = format!("{system} job {job} ended ({code}): {what}; {remedy}");
         if !self.last_words.is_empty() {
             told += &format!("\nIt said last:\n{}", self.last_words);
         }

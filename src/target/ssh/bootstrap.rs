@@ -98,13 +98,21 @@ pub async fn attach(
     patience_seconds: u64,
     existing: bool,
 ) -> Result<Process, BootstrapError> {
+    let existing = if existing { " --existing" } else { "" };
+    let command = format!(
+        "exec \"$a\" attach --conversation {conversation} --patience {patience_seconds}{existing}"
+    );
+    run(client, &command).await
+}
+
+/// Runs a line of shell on the host in which `$a` is the agent's program; puts that there first if need be. The line has no
+/// newline, quote, backslash or exclamation mark in it.
+pub async fn run(client: &Client, line: &str) -> Result<Process, BootstrapError> {
     let programs = agents::programs();
     let mut tried = Vec::new();
     // Twice: what is put there is looked for again, by its content.
     for _ in 0..2 {
-        let mut process = client
-            .exec(&look(&programs, conversation, patience_seconds, existing))
-            .await?;
+        let mut process = client.exec(&look(&programs, line)).await?;
         let (word, rest) = match answer(&mut process.stdout).await? {
             Some(line) => {
                 let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
@@ -177,8 +185,8 @@ fn command(script: &str) -> String {
     format!("exec sh -c '{script}'")
 }
 
-/// Says what the machine is, and becomes the agent's program if it is there.
-fn look(programs: &[Program], conversation: &str, patience: u64, existing: bool) -> String {
+/// Says what the machine is, and runs the line if the agent's program is there.
+fn look(programs: &[Program], line: &str) -> String {
     let mut cases = String::new();
     for program in programs {
         let (architecture, hash) = (program.architecture, &program.hash);
@@ -188,12 +196,11 @@ fn look(programs: &[Program], conversation: &str, patience: u64, existing: bool)
         cases += &format!("\"Linux {architecture}\") h=none;; ");
     }
     let places = PLACES.map(|place| format!("\"{place}\"")).join(" ");
-    let existing = if existing { " --existing" } else { "" };
     command(&format!(
         "case \"$(uname -s) $(uname -m)\" in {cases}*) echo; echo \"{MARK}unknown $(uname -s) $(uname -m)\"; exit 3;; esac; \
          for d in {places}; do a=\"$d/agent-$h\"; \
          if [ -O \"$d\" ] && [ -x \"$a\" ] && \"$a\" check $h 2>/dev/null; then \
-         touch \"$a\" 2>/dev/null; echo; echo \"{MARK}found\"; exec \"$a\" attach --conversation {conversation} --patience {patience}{existing}; fi; done; \
+         touch \"$a\" 2>/dev/null; echo; echo \"{MARK}found\"; {line}; exit; fi; done; \
          echo; echo \"{MARK}missing $(uname -m)\""
     ))
 }
@@ -248,7 +255,9 @@ async fn store(
 }
 
 /// The rest of the first line with our mark; what a login shell prints before it is passed over.
-async fn answer(stdout: &mut (impl AsyncRead + Unpin)) -> Result<Option<String>, BootstrapError> {
+pub async fn answer(
+    stdout: &mut (impl AsyncRead + Unpin),
+) -> Result<Option<String>, BootstrapError> {
     // Byte by byte up to the mark's line: what follows is the agent's.
     let mut line = Vec::new();
     let mut seen = 0;

@@ -23,6 +23,11 @@ use outbox::{Gate, Gated, Outbox};
 use watcher::{Clocked, WatcherError};
 pub(crate) use watcher::{Events, Watcher};
 
+/// How often the server is asked for a sign of life, and how many of those it may leave unanswered, unless the user's
+/// configuration says it (`ServerAliveInterval`, `ServerAliveCountMax`): a command that waits for hours must notice that its
+/// connection is gone.
+const KEEPALIVE: (Duration, usize) = (Duration::from_secs(5), 3);
+
 /// An authenticated connection.
 pub(crate) struct Link {
     host: String,
@@ -194,8 +199,13 @@ fn config(host: &Host, known: &Known) -> client::Config {
     };
     client::Config {
         preferred,
-        keepalive_interval: host.keepalive.map(|keepalive| keepalive.interval),
-        keepalive_max: host.keepalive.map_or(0, |keepalive| keepalive.unanswered),
+        keepalive_interval: Some(
+            host.keepalive
+                .map_or(KEEPALIVE.0, |keepalive| keepalive.interval),
+        ),
+        keepalive_max: host
+            .keepalive
+            .map_or(KEEPALIVE.1, |keepalive| keepalive.unanswered),
         ..client::Config::default()
     }
 }

@@ -1,0 +1,242 @@
+//! The way to the agent of one node of an allocation: a command on the login node, where the allocation's gate connects it
+//! with the node.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cellferry_ssh::{Client, Exit, SshError};
+use futures::FutureExt;
+use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::super::far::{Broken, Opened, Way};
+use super::Cluster;
+use super::allocation::JobState;
+use crate::session::{Gone, Problem, TargetName};
+use crate::target::ssh::bootstrap::{self, BootstrapError};
+
+/// How long a node may be out of reach whose login node can be reached.
+const NODE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long to wait for the batch system's word on why a node's agent has gone.
+const WHY: Duration = Duration::from_secs(25);
+
+/// How long a connection may take to start a command before it counts as lost.
+const SLOW: Duration = Duration::from_secs(10);
+
+/// How much a command that failed may say, in bytes.
+const WORDS: u64 = 4 << 10;
+
+/// A node of an allocation.
+pub struct Node {
+    /// Its name in this session.
+    pub location: TargetName,
+    /// Its number in the allocation, from 0.
+    pub number: u32,
+    /// The target's name.
+    pub target: String,
+    /// How many GPUs the allocation has on it.
+    pub gpus: u32,
+    /// How long it may be out of reach.
+    pub patience: Duration,
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// What becomes of the job.
+    pub job: watch::Receiver<JobState>,
+    /// Whether the login node was reached when the node was tried last.
+    pub login_reached: AtomicBool,
+}
+
+impl Node {
+    /// The folder of the job, once it is submitted.
+    async fn folder(&self) -> Result<String, Broken> {
+        let mut job = self.job.clone();
+        let settled = job.wait_for(|state| !matches!(state, JobState::Preparing));
+        match settled.await.as_deref() {
+            Ok(JobState::Submitted { folder, .. }) => Ok(folder.clone()),
+            Ok(JobState::Ended(problem, gone)) => Err(Broken::Ended(problem.clone(), *gone)),
+            Ok(JobState::Preparing) | Err(_) => Err(Broken::Lost(self.gone())),
+        }
+    }
+
+    /// Waits until the job is over.
+    async fn over(&self) -> Broken {
+        let mut job = self.job.clone();
+        let ended = job.wait_for(|state| matches!(state, JobState::Ended(..)));
+        match ended.await.as_deref() {
+            Ok(JobState::Ended(problem, gone)) => Broken::Ended(problem.clone(), *gone),
+            _ => Broken::Lost(self.gone()),
+        }
+    }
+
+    async fn reach(&self, folder: &str, conversation: &str) -> Result<Opened, Broken> {
+        let again = |reason: String| Broken::Again(reason);
+        let words = format!(
+            "reach --allocation {folder} --node {} --conversation {conversation} --patience {}",
+            self.number,
+            self.patience.as_secs().max(1)
+        );
+        let login = self.cluster.login();
+        let Some(host) = login.host() else {
+            return self.found(here(folder, &words)?, None).await;
+        };
+        self.login_reached.store(false, Ordering::Relaxed);
+        let client = login
+            .client(host, super::login::Login::group(self.number))
+            .await
+            .map_err(|error| again(error.to_string()))?;
+        let line = format!("exec \"$a\" {words}");
+        let started = timeout(SLOW, bootstrap::run(&client, &line));
+        let process = match started.await {
+            Ok(Ok(process)) => process,
+            Ok(
+                Err(BootstrapError::Ssh(SshError::Closed { .. })) | Err(BootstrapError::Broken(_)),
+            ) => {
+                login.forget(&client).await;
+                return Err(again(
+                    "the connection to the login node was lost".to_owned(),
+                ));
+            }
+            Ok(Err(error)) => return Err(again(error.to_string())),
+            Err(_) => {
+                login.forget(&client).await;
+                return Err(again("the login node does not answer".to_owned()));
+            }
+        };
+        self.login_reached.store(true, Ordering::Relaxed);
+        let opened = Opened::over(process, client.clone(), false);
+        self.found(opened, Some(client)).await
+    }
+
+    /// Waits until the gate has connected the command with the node.
+    async fn found(
+        &self,
+        mut opened: Opened,
+        client: Option<Arc<Client>>,
+    ) -> Result<Opened, Broken> {
+        let closed = async {
+            match &client {
+                Some(client) => client.closed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let found = tokio::select! {
+            found = bootstrap::answer(&mut opened.stdout) => found,
+            reason = closed => return Err(Broken::Again(reason)),
+        };
+        if matches!(found, Ok(Some(_))) {
+            return Ok(opened);
+        }
+        let mut said = Vec::new();
+        let mut stderr = (&mut opened.stderr).take(WORDS);
+        let _ = timeout(Duration::from_secs(1), stderr.read_to_end(&mut said)).await;
+        let said = String::from_utf8_lossy(&said);
+        Err(Broken::Again(match said.trim() {
+            "" => "the allocation's gate was closed".to_owned(),
+            said => said.to_owned(),
+        }))
+    }
+}
+
+/// Runs the agent's program from a job's folder on this machine.
+fn here(folder: &str, words: &str) -> Result<Opened, Broken> {
+    let failed = |error: String| Broken::Again(format!("`{folder}/agent` does not run: {error}"));
+    let mut child = tokio::process::Command::new(format!("{folder}/agent"))
+        .args(words.split(' '))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| failed(error.to_string()))?;
+    let streams = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (Some(stdin), Some(stdout), Some(stderr)) = streams else {
+        return Err(failed("it has no pipes".to_owned()));
+    };
+    let exit = async move {
+        let status = child.wait().await;
+        let code = status.ok().and_then(|status| status.code());
+        let code = code.and_then(|code| u32::try_from(code).ok());
+        code.map_or(Exit::Lost, Exit::Code)
+    };
+    Ok(Opened {
+        stdin: Box::new(stdin),
+        stdout: Box::new(stdout),
+        stderr: Box::new(stderr),
+        exit: exit.boxed(),
+        client: None,
+        alone: false,
+    })
+}
+
+#[async_trait]
+impl Way for Node {
+    fn location(&self) -> &TargetName {
+        &self.location
+    }
+
+    fn patience(&self) -> Duration {
+        if self.login_reached.load(Ordering::Relaxed) {
+            self.patience.min(NODE_PATIENCE)
+        } else {
+            self.patience
+        }
+    }
+
+    async fn open(&self, conversation: &str, known: bool) -> Result<Opened, Broken> {
+        if known {
+            self.cluster.watch().hurry();
+        }
+        let folder = self.folder().await?;
+        tokio::select! {
+            opened = self.reach(&folder, conversation) => opened,
+            over = self.over() => Err(over),
+        }
+    }
+
+    fn is_patient(&self) -> bool {
+        true
+    }
+
+    fn problem(&self, reason: &str) -> Problem {
+        Problem::new(
+            "SlurmError",
+            format!("{} cannot be used: {reason}", self.location),
+        )
+    }
+
+    fn lost(&self) -> Problem {
+        Problem::new(
+            "LocationLost",
+            format!(
+                "{} was lost and did not come back within {}; the next cell on `{}` uses another node, or another job",
+                self.location,
+                humantime::format_duration(self.patience()),
+                self.target
+            ),
+        )
+    }
+
+    fn gone(&self) -> Problem {
+        Problem::new(
+            "LocationLost",
+            format!(
+                "the agent on {} has ended, and its workers with it; the next cell on `{}` uses another node, or another job",
+                self.location, self.target
+            ),
+        )
+    }
+
+    async fn why_gone(&self, problem: Problem) -> (Problem, Option<Gone>) {
+        self.cluster.watch().hurry();
+        match timeout(WHY, self.over()).await {
+            Ok(Broken::Ended(problem, gone)) => (problem, Some(gone)),
+            _ => (problem, None),
+        }
+    }
+}

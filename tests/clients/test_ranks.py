@@ -1,0 +1,116 @@
+"""MPI steps: a cell that runs once for each rank, in interpreters that stay."""
+
+import re
+
+import pytest
+from client import on
+from world import write_targets
+
+ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+
+@pytest.fixture
+def mpi(targets):
+    """A local target that may run ranks whoever we are."""
+    targets.define("left", env=ROOT)
+    targets.define("right", env=ROOT)
+    return targets
+
+
+def ranks(count, target="left", **more):
+    return on(target, resources={"ranks": count}, **more)
+
+
+def printed(run):
+    """What each rank printed, by rank."""
+    found = {}
+    for line in run.text().splitlines():
+        label, text = re.fullmatch(r"\[([\d,-]+)\] ?(.*)", line).groups()
+        for part in label.split(","):
+            first, _, last = part.partition("-")
+            for rank in range(int(first), int(last or first) + 1):
+                found.setdefault(rank, []).append(text)
+    return found
+
+
+def test_values_reach_all_ranks_and_come_back_from_the_first(mpi, kernel):
+    kernel.run("import numpy as np\nx = np.arange(300_000.)\ndef twice(a): return 2 * a").ok()
+    code = """
+from mpi4py import MPI
+comm = MPI.COMM_WORLD
+rank = comm.rank
+total = comm.reduce(twice(x[rank::comm.size]).sum())
+mine = comm.rank * 10
+print(rank, x.size)
+"""
+    run = kernel.run(code, ranks(3)).ok()
+    assert printed(run) == {rank: [f"{rank} 300000"] for rank in range(3)}
+    assert kernel.run("bool(total == 2 * x.sum()), mine").ok().result == "(True, 0)"
+    # State and communicator stay, and a change made elsewhere reaches all.
+    kernel.run("x[:] = 1").ok()
+    run = kernel.run("mine += 1\nprint(mine, x.sum(), comm.allreduce(1))", ranks(3)).ok()
+    assert printed(run) == {rank: [f"{10 * rank + 1} 300000.0 3"] for rank in range(3)}
+    # To ranks of another number, and to a plain worker.
+    run = kernel.run("from mpi4py import MPI\nprint(MPI.COMM_WORLD.size, x.sum(), total)", ranks(2)).ok()
+    assert {text.split()[0] for lines in printed(run).values() for text in lines} == {"2"}
+    assert kernel.run("int(x.sum()) + mine", on("right")).ok().result == "300001"
+
+
+def test_an_error_of_one_rank_is_the_cells(mpi, kernel):
+    kernel.run("from mpi4py import MPI\nrank = MPI.COMM_WORLD.rank", ranks(3)).ok()
+    run = kernel.run("kept = rank\nimport time\nif rank == 2: raise ValueError('mine')\ntime.sleep(600)", ranks(3))
+    assert run.error == "ValueError: mine"
+    assert "rank 2:" in run.reply["content"]["traceback"][0]
+    (error,) = run.of_type("error")
+    assert "rank 2:" in error["content"]["traceback"][0]
+    assert printed(kernel.run("print(rank)", ranks(3)).ok()) == {rank: [str(rank)] for rank in range(3)}
+
+
+def test_ranks_that_wait_for_one_that_failed_are_started_anew(mpi, kernel):
+    kernel.run("from mpi4py import MPI\ncomm = MPI.COMM_WORLD\nrank = comm.rank", ranks(2)).ok()
+    run = kernel.run("if rank == 0: 1 / 0\nwhile True: comm.Barrier()", ranks(2))
+    assert run.error == "ZeroDivisionError: division by zero"
+    assert "did not end within" in run.text("stderr")
+    run = kernel.run("from mpi4py import MPI\nprint(MPI.COMM_WORLD.allreduce(1))", ranks(2)).ok()
+    assert printed(run) == {0: ["2"], 1: ["2"]}
+
+
+def test_a_rank_that_dies_is_named(mpi, kernel):
+    code = "from mpi4py import MPI\nimport os\nif MPI.COMM_WORLD.rank == 1: os._exit(7)\nMPI.COMM_WORLD.Barrier()"
+    run = kernel.run(code, ranks(2))
+    assert "rank 1 of `left[ranks=2]` died (exit code 7)" in run.error
+
+
+def test_ranks_span_the_nodes_of_an_allocation(cluster, kernel, tmp_path):
+    # What Open MPI says where no network hardware is found is of no interest here.
+    env = {"OMPI_MCA_btl": "self,vader,tcp"}
+    big = {"type": "slurm", "login": "login", "python": cluster.python, "nodes": 2, "env": env}
+    write_targets(tmp_path / "cellferry.toml", {"big": big})
+    kernel.run("data = bytes(2_000_000)").ok()
+    code = """
+from mpi4py import MPI
+import os
+comm = MPI.COMM_WORLD
+node = os.uname().nodename
+nodes = comm.gather(node)
+big = data + bytes(comm.rank)
+print(comm.rank, comm.allreduce(len(data)))
+"""
+    island = on("big", resources={"ranks": 4, "nodes": 2})
+    run = kernel.run(code, island, timeout=90).ok()
+    assert printed(run) == {rank: [f"{rank} 8000000"] for rank in range(4)}
+    run = kernel.run("print(node, comm.allreduce(1), len(big))", island).ok()
+    assert {lines[0].split()[0] for lines in printed(run).values()} == {"node1", "node2"}
+    assert kernel.run("sorted(set(nodes)), len(nodes), len(big)").ok().result == "(['node1', 'node2'], 4, 2000000)"
+    # Another island and a plain step share the nodes.
+    run = kernel.run("from mpi4py import MPI\nprint(MPI.COMM_WORLD.size)", on("big", resources={"ranks": 2})).ok()
+    assert printed(run) == {0: ["2"], 1: ["2"]}
+    assert kernel.run("len(nodes)", on("big")).ok().result == "4"
+
+
+def test_a_machine_without_mpi_is_told(mpi, kernel, tmp_path):
+    (tmp_path / "env").symlink_to("/usr/bin/env")
+    mpi.define("left", env=ROOT | {"PATH": str(tmp_path)})
+    run = kernel.run("1", ranks(2))
+    assert "the ranks of `left[ranks=2]` cannot be started: there is no `mpirun` on PATH" in run.error
+    assert "[targets.left]" in run.error

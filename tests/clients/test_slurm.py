@@ -1,0 +1,335 @@
+"""Cells on the nodes of a real Slurm cluster, through its login node."""
+
+import ast
+import os
+import signal
+
+import nbformat
+import pytest
+from client import on
+from faults import final_notices, notices
+from processes import wait_until
+from world import write_targets
+
+
+BIG = on("big")
+
+
+@pytest.fixture
+def slurm(cluster, tmp_path):
+    """Defines targets on the cluster: `slurm("big", nodes=3)`."""
+    targets = {}
+
+    def define(name="big", **keys):
+        usual = {"type": "slurm", "login": "login", "python": cluster.python}
+        targets[name] = targets.get(name, usual) | keys
+        write_targets(tmp_path / "cellferry.toml", targets)
+
+    return define
+
+
+def jobs(cluster, states="all"):
+    """The numbers of all jobs that have not ended."""
+    return [int(number) for number in cluster.slurm(f"squeue -h -o %A -t {states}", user=None).split()]
+
+
+def open_jobs(cluster):
+    return jobs(cluster, "PENDING,RUNNING,SUSPENDED,CONFIGURING")
+
+
+def no_jobs(cluster, seconds=10):
+    wait_until(lambda: open_jobs(cluster) == [], seconds, lambda: f"jobs: {cluster.slurm('squeue')}")
+
+
+def test_cells_run_in_one_job_that_shutdown_ends(cluster, slurm, kernel):
+    slurm()
+    kernel.run("x = [1, 2]").ok()
+    assert jobs(cluster) == []
+    run = kernel.run("import os\nx.append(3)\nprint(os.uname().nodename, x)", BIG)
+    node = run.ok().text().split()[0]
+    assert node in cluster.nodes and run.text() == f"{node} [1, 2, 3]\n"
+    assert len(open_jobs(cluster)) == 1
+    assert kernel.run("x.append(4); os.uname().nodename", BIG).ok().result == repr(node)
+    assert kernel.run("x").ok().result == "[1, 2, 3, 4]"
+    assert len(open_jobs(cluster)) == 1
+    kernel.request("shutdown_request", {"restart": False}, channel="control")
+    no_jobs(cluster)
+
+
+def test_a_cell_that_waits_shows_why_and_then_where_it_runs(cluster, slurm, kernel):
+    slurm(nodes=3)
+    other = cluster.slurm("sbatch --parsable -N3 --exclusive --output=/dev/null --wrap 'sleep 1000'", user="bob")
+    wait_until(lambda: cluster.job(other)["JobState"] == "RUNNING", 20, lambda: cluster.job(other))
+    run = kernel.send("print('here')", BIG)
+    kernel.read_until(lambda: "(Resources" in notices(run) and "number 1 in the queue" in notices(run), 60)
+    cluster.slurm(f"scancel {other}", user=None)
+    kernel.finish(run)
+    assert run.ok().text() == "here\n"
+    (number,) = open_jobs(cluster)
+    assert f"Slurm job {number} waits" in notices(run)
+    (final,) = final_notices(run)
+    assert "node" in final, notices(run)
+
+
+def test_cells_at_the_same_time_use_several_nodes(cluster, slurm, kernel):
+    slurm(nodes=3)
+    meet = "import os, time\nopen(f'at-{n}', 'w').close()\nwhile len([f for f in os.listdir('.') if f.startswith('at-')]) < 3: time.sleep(0.05)\n"
+    runs = [kernel.send(f"n = {n}\n{meet}place_{n} = os.uname().nodename", BIG) for n in range(3)]
+    for run in runs:
+        kernel.finish(run)
+        run.ok()
+    places = kernel.run("{place_0, place_1, place_2}").ok().result
+    assert set(ast.literal_eval(places)) == set(cluster.nodes)
+    assert len(open_jobs(cluster)) == 1
+
+
+@pytest.mark.parametrize("keys, told", [
+    ({"partition": "nowhere"}, "nowhere"),
+    ({"time": "10h", "partition": "short"}, "time"),
+    ({"gpus": 7}, "gpus"),
+    ({"login": "nobody-there"}, "nobody-there"),
+    ({"folder": "/proc/jobs"}, "folder"),
+])
+def test_what_the_cluster_refuses_is_told_under_the_cell(cluster, slurm, kernel, keys, told):
+    slurm(**keys)
+    run = kernel.run("1", BIG)
+    assert run.error.startswith("SlurmError: big cannot be used: ") and told in run.error, run.error
+    slurm("good")
+    assert kernel.run("1", on("good")).ok().result == "1"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how, told", [
+    ("cancelled", "CANCELLED"),
+    ("time limit", "TIMEOUT"),
+    ("out of memory", "OUT_OF_MEMORY"),
+])
+def test_the_end_of_a_job_is_told_and_the_next_cell_gets_another(cluster, slurm, kernel, how, told):
+    keys = {"time limit": {"time": "00:01:00"}, "out of memory": {"memory": "300M"}}.get(how, {})
+    slurm(**keys)
+    kernel.run("import time\nx = 5", BIG).ok()
+    (first,) = open_jobs(cluster)
+    cell = "many = bytearray(900_000_000)\ntime.sleep(600)" if how == "out of memory" else "time.sleep(600)"
+    run = kernel.send(f"print('go', flush=True)\n{cell}", BIG)
+    if how == "cancelled":
+        kernel.read_printed(run, "go")
+        cluster.slurm(f"scancel {first}", user=None)
+    kernel.finish(run, timeout=150)
+    assert run.error.startswith("JobEnded: ") and told in run.error or "WorkerDied" in run.error, run.error
+    assert kernel.run("x + 1", BIG).ok().result == "6"
+    # What Slurm kills has no time to clear up; the next agent there does, after a while.
+    for node in cluster.nodes:
+        cluster.on(node, "rm -rf /tmp/cellferry-* /dev/shm/cellferry-*")
+
+
+@pytest.mark.timeout(300)
+def test_a_node_that_crashes_is_lost_and_its_step_runs_on_another(cluster, slurm, kernel):
+    slurm(nodes=2)
+    kernel.run("import time, os\nx = 5", BIG).ok()
+    run = kernel.send("print(os.uname().nodename, flush=True)\ntime.sleep(8)\ny = x + 1", BIG)
+    kernel.read_until(lambda: run.text().startswith("node"))
+    first = run.text().strip()
+    cluster.fault("kill", first)
+    cluster.left_within = 60
+    kernel.finish(run, timeout=180)
+    assert run.ok().text().strip() != first
+    assert kernel.run("y").ok().result == "6"
+
+
+def test_slurmd_killed_harms_no_cell(cluster, slurm, kernel):
+    slurm()
+    kernel.run("import time, os\nx = 5", BIG).ok()
+    node = kernel.run("print(os.uname().nodename)", BIG).ok().text().strip()
+    run = kernel.send("print('go', flush=True)\ntime.sleep(5)\nx += 1", BIG)
+    kernel.read_printed(run, "go")
+    cluster.fault("crash", node, "slurmd")
+    kernel.finish(run)
+    run.ok()
+    assert kernel.run("x", BIG).ok().result == "6"
+
+
+def test_a_controller_that_is_away_for_a_while_is_waited_for(cluster, slurm, kernel):
+    slurm()
+    slurm("other")
+    kernel.run("x = 5", BIG).ok()
+    cluster.fault("stop", "login", "slurmctld")
+    assert kernel.run("x + 1", BIG).ok().result == "6"
+    run = kernel.send("x + 2", on("other"))
+    kernel.read_until(lambda: "no job yet, trying again" in notices(run), 60)
+    cluster.fault("start", "login", "slurmctld")
+    kernel.finish(run, timeout=90)
+    assert run.ok().result == "7"
+
+
+@pytest.mark.parametrize("when", ["waiting", "running"])
+def test_a_login_node_that_is_out_of_reach_for_a_while_is_waited_for(cluster, slurm, kernel, when):
+    slurm(nodes=3)
+    if when == "waiting":
+        other = cluster.slurm("sbatch --parsable -N3 --exclusive --output=/dev/null --wrap 'sleep 1000'", user="bob")
+        wait_until(lambda: cluster.job(other)["JobState"] == "RUNNING", 20, lambda: cluster.job(other))
+        run = kernel.send("print('go')\nx = 5", BIG)
+        kernel.read_until(lambda: " waits" in notices(run), 60)
+    else:
+        kernel.run("import time", BIG).ok()
+        run = kernel.send("print('go', flush=True)\ntime.sleep(10)\nx = 5", BIG)
+        kernel.read_printed(run, "go")
+    cluster.fault("cut", "login")
+    kernel.read_until(lambda: "lost, reconnecting" in notices(run), 60)
+    cluster.fault("heal", "login")
+    if when == "waiting":
+        cluster.slurm(f"scancel {other}", user=None)
+    kernel.finish(run, timeout=90)
+    assert run.ok().text() == "go\n"
+    assert kernel.run("x").ok().result == "5"
+    assert len(open_jobs(cluster)) == 1
+
+
+@pytest.mark.parametrize("when", ["waiting", "running"])
+def test_a_killed_kernel_leaves_no_job(cluster, slurm, start, when):
+    slurm(nodes=3, patience="4s")
+    kernel = start()
+    if when == "waiting":
+        other = cluster.slurm("sbatch --parsable -N3 --exclusive --output=/dev/null --wrap 'sleep 1000'", user="bob")
+        wait_until(lambda: cluster.job(other)["JobState"] == "RUNNING", 20, lambda: cluster.job(other))
+        run = kernel.send("1", BIG)
+        kernel.read_until(lambda: " waits" in notices(run), 60)
+    else:
+        kernel.run("import time", BIG).ok()
+        kernel.send("time.sleep(1000)", BIG)
+    os.kill(kernel.pid, signal.SIGKILL)
+    wait_until(lambda: not cluster.slurm("squeue -h -u alice", user=None), 40, lambda: cluster.slurm("squeue"))
+    cluster.slurm("scancel --user=bob", user=None)
+    cluster.left_within = 30
+
+
+def test_an_interrupt_stops_the_cell_and_keeps_the_allocation(cluster, slurm, kernel):
+    slurm()
+    kernel.run("import time\nx = 5", BIG).ok()
+    run = kernel.send("print('go', flush=True)\ntime.sleep(100)", BIG)
+    kernel.read_printed(run, "go")
+    kernel.interrupt()
+    kernel.finish(run)
+    assert run.error.startswith("KeyboardInterrupt")
+    assert kernel.run("x", BIG).ok().result == "5"
+    assert len(open_jobs(cluster)) == 1
+
+
+def test_on_the_login_node_itself(cluster):
+    """No `login`: `sbatch` is at hand."""
+    table = f"[targets.big]\ntype = 'slurm'\npython = '{cluster.python}'\n"
+    cluster.write("login", "work/cellferry.toml", table)
+    cells = [("x = [1]", {}), ("import os\nx.append(os.uname().nodename)", BIG), ("print(x)", {})]
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "cellferry", "display_name": "Cellferry"}})
+    notebook.cells = [nbformat.v4.new_code_cell(source, metadata=metadata) for source, metadata in cells]
+    cluster.write("login", "work/note.ipynb", nbformat.writes(notebook))
+    command = f"cd ~/work && {cluster.python} -m nbconvert --execute --to notebook --stdout note.ipynb"
+    done = nbformat.reads(cluster.on("login", command, user="alice", timeout=120), as_version=4)
+    assert ast.literal_eval(done.cells[-1].outputs[0].text)[1] in cluster.nodes
+    no_jobs(cluster)
+    cluster.on("login", "rm -rf ~alice/work")
+
+
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_the_next_kernel_of_the_notebook_takes_the_allocation_over(cluster, slurm, kernel, how):
+    slurm()
+    kernel.run("x = 5", BIG).ok()
+    (job,) = open_jobs(cluster)
+    if how == "kill":
+        os.kill(kernel.pid, signal.SIGKILL)
+    kernel.manager.restart_kernel()
+    kernel.client.wait_for_ready(timeout=60)
+    run = kernel.run("'x' in globals()", BIG)
+    assert run.ok().result == "False"
+    assert open_jobs(cluster) == [job]
+    kernel.request("shutdown_request", {"restart": False}, channel="control")
+    no_jobs(cluster)
+
+
+def test_what_is_not_to_be_kept_ends_at_a_restart(cluster, slurm, kernel):
+    slurm(keep=False)
+    kernel.run("x = 5", BIG).ok()
+    (job,) = open_jobs(cluster)
+    kernel.manager.restart_kernel()
+    kernel.client.wait_for_ready(timeout=60)
+    assert job not in open_jobs(cluster)
+
+
+def test_an_idle_allocation_is_given_back_and_its_values_are_not_lost(cluster, slurm, kernel):
+    slurm(idle="3s")
+    kernel.run("x = [1, 2]\ny = x", BIG).ok()
+    assert len(open_jobs(cluster)) == 1
+    no_jobs(cluster, 30)
+    assert kernel.run("x.append(3)\ny").ok().result == "[1, 2, 3]"
+    assert kernel.run("y", BIG).ok().result == "[1, 2, 3]"
+
+
+def test_release_gives_an_allocation_back(cluster, slurm, kernel):
+    slurm(nodes=2)
+    kernel.run("x = [1, 2]", BIG).ok()
+    run = kernel.run("%cellferry release big")
+    assert "released big: 1 worker; 1 value" in run.ok().text(), run.text()
+    no_jobs(cluster)
+    assert kernel.run("x", BIG).ok().result == "[1, 2]"
+    run = kernel.send("import time; time.sleep(100)", BIG)
+    kernel.read_until(lambda: run.of_type("execute_input"))
+    kernel.interrupt()
+    kernel.finish(run)
+    assert "released big" in kernel.run("%cellferry release").ok().text()
+    no_jobs(cluster)
+
+
+def by_rank(run):
+    """What each rank has printed."""
+    said = set()
+    for line in run.ok().text().splitlines():
+        label, _, text = line.removeprefix("[").partition("] ")
+        for part in label.split(","):
+            first, _, last = part.strip().partition("-")
+            said |= {(rank, text) for rank in range(int(first), int(last or first) + 1)}
+    return said
+
+
+RANKS = "from mpi4py import MPI\nimport os\nworld = MPI.COMM_WORLD\nrank = world.rank"
+
+
+def test_an_mpi_step_spans_nodes_and_keeps_its_communicator(cluster, slurm, kernel):
+    slurm(nodes=2)
+    ranks = on("big", resources={"ranks": 4, "nodes": 2})
+    kernel.run("base = 10").ok()
+    run = kernel.run(f"{RANKS}\ntotal = world.allreduce(rank + base)\nprint(total)\nplaces = world.allgather(os.uname().nodename)", ranks)
+    assert by_rank(run) == {(rank, "46") for rank in range(4)}
+    assert kernel.run("sorted(places)").ok().result == "['node1', 'node1', 'node2', 'node2']"
+    run = kernel.run("print(rank, world.size, flush=True)", ranks)
+    assert by_rank(run) == {(rank, f"{rank} 4") for rank in range(4)}
+    run = kernel.run("if rank == 2: raise ValueError('no')\nworld.barrier()", ranks)
+    assert run.error.startswith("ValueError: ") and "no" in run.error
+    assert kernel.run("total").ok().result == "46"
+    assert len(open_jobs(cluster)) == 1
+
+
+def test_islands_of_different_sizes_hand_values_on(cluster, slurm, kernel):
+    slurm(nodes=2, cpus=4)
+    wide = on("big", resources={"ranks": 4, "nodes": 2})
+    small = on("big", resources={"ranks": 2})
+    kernel.run(f"{RANKS}\nparts = world.allgather(rank ** 2)", wide).ok()
+    kernel.run(f"{RANKS}\nhalf = sum(parts[rank::2])\nsums = world.allgather(half)", small).ok()
+    assert kernel.run("sums", BIG).ok().result == "[4, 10]"
+    assert len(open_jobs(cluster)) == 1
+
+
+def test_steps_that_ask_for_gpus_have_them_to_themselves(cluster, slurm, kernel):
+    slurm(gpus=2)
+    cluster.on("login", "mkdir ~/meet", user="alice")
+    meet = (
+        "import os, time\nmeet = os.path.expanduser('~/meet')\nopen(f'{meet}/{n}', 'w').close()\n"
+        "while len(os.listdir(meet)) < 2: time.sleep(0.05)"
+    )
+    one = on("big", resources={"gpus": 1})
+    runs = [kernel.send(f"n = {n}\n{meet}\nmine_{n} = os.environ['CUDA_VISIBLE_DEVICES']", one) for n in (0, 1)]
+    for run in runs:
+        kernel.finish(run)
+        run.ok()
+    assert kernel.run("sorted([mine_0, mine_1])").ok().result == "['0', '1']"
+    both = on("big", resources={"gpus": 2})
+    assert kernel.run("os.environ['CUDA_VISIBLE_DEVICES']", both).ok().result == "'0,1'"
+    cluster.on("login", "rm -r ~/meet", user="alice")
