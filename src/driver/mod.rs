@@ -505,6 +505,15 @@ impl Driver {
             self.agents.release(&allocation);
         } else if ended {
             self.agents.end_unused(&base(&retired.target));
+        } else {
+            let Retired {
+                worker, outcome, ..
+            } = retired;
+            tracing::info!(
+                "worker {} of `{}` stays: {outcome:?}",
+                worker.0,
+                retired.target
+            );
         }
         let answered = self.releases.retired(retired);
         self.released(answered);

@@ -155,6 +155,7 @@ impl Releases {
 impl Told {
     fn text(&self, target: &str) -> String {
         let workers = |count: usize| match count {
+            0 => "no worker".to_owned(),
             1 => "1 worker".to_owned(),
             count => format!("{count} workers"),
         };
@@ -200,4 +201,63 @@ pub fn request() -> Option<Request> {
         store_history: false,
         stop_on_error: false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked() -> Arc<Asked> {
+        request().unwrap().message
+    }
+
+    fn retired(worker: u32, outcome: Outcome) -> Retired {
+        let brought = [("a", 5_000_000), ("b.", 7), ("_3", 9), ("~random", 2500)];
+        Retired {
+            worker: WorkerId(worker),
+            target: "lab".into(),
+            brought: brought.map(|(name, size)| (Name::from(name), size)).into(),
+            outcome,
+        }
+    }
+
+    #[test]
+    fn a_cell_is_answered_once_all_its_workers_are_heard_of() {
+        let mut releases = Releases::default();
+        let workers = [1, 2, 3].map(|id| (WorkerId(id), TargetName::from("lab")));
+        releases.begin(asked(), workers.into());
+        let left = Left {
+            type_name: "list".to_owned(),
+            reason: "no space left on device".to_owned(),
+        };
+        let ended = Outcome::Ended {
+            again: BTreeMap::new(),
+            lost: BTreeMap::new(),
+        };
+        let kept = Outcome::Kept {
+            values: [(Name::from("c"), left)].into(),
+            is_new: true,
+        };
+        assert!(releases.retired(&retired(1, ended)).is_empty());
+        assert!(releases.retired(&retired(2, kept)).is_empty());
+        let answered = releases.died(WorkerId(3));
+        assert_eq!(
+            answered[0].text,
+            "released lab: 1 worker; 1 worker died meanwhile; 1 worker stays; 2 values (5 MB) were brought home\n\
+             `c` (list) could not be brought home, and its worker stays: no space left on device"
+        );
+        assert_eq!(answered.len(), 1);
+        assert!(releases.died(WorkerId(3)).is_empty());
+    }
+
+    #[test]
+    fn it_waits_for_the_cells_before_it() {
+        let mut releases = Releases::default();
+        let targets = BTreeSet::from([TargetName::from("lab")]);
+        let after = BTreeSet::from(["one".to_owned(), "two".to_owned()]);
+        releases.add(asked(), targets, after);
+        assert!(releases.next(&BTreeSet::from(["two", "three"])).is_none());
+        assert!(releases.next(&BTreeSet::from(["three"])).is_some());
+        assert!(!releases.any_waits());
+    }
 }

@@ -641,17 +641,6 @@ impl Ledger {
         .collect()
     }
 
-    /// Whether the worker has a current version that no other has.
-    pub fn is_only_holder(&self, worker: WorkerId) -> bool {
-        let held = self.held.get(&worker);
-        let mut held = held.into_iter().flat_map(|held| &held.names);
-        held.any(|(name, version)| {
-            let mut others = self.held.iter().filter(|(other, _)| **other != worker);
-            self.committed.version(name) == Some(*version)
-                && !others.any(|(_, held)| held.names.get(name) == Some(version))
-        })
-    }
-
     /// A run has been made again on the worker: what it has made there is what the run made the first time, unless
     /// somebody has that still.
     pub fn made_again(

@@ -453,7 +453,7 @@ impl Session {
                 && worker.runs.is_empty()
                 && worker.lent.is_empty()
                 && worker.open.is_empty()
-                && !self.ledger.is_only_holder(*id)
+                && self.only_there(&BTreeSet::from([*id])).is_empty()
                 && self.parcels.values().all(|parcel| parcel.holder != *id))
             .then_some(*id)
         };

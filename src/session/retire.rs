@@ -1,5 +1,5 @@
 //! Workers that are given back. They get no further run. Once those that they have are committed, what only they hold
-//! is brought to the home worker, by a run there that has no cell and that nobody sees; then they end.
+//! is brought to the home worker, or one beside it, by a run that has no cell and that nobody sees; then they end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,8 +28,6 @@ pub(super) struct Retiring {
     bringing: Option<RunId>,
     /// If a run failed: how many values the next one brings at most, so that it shows which of them is the cause.
     at_once: Option<usize>,
-    /// Whether the home worker is needed as soon as it is free.
-    wants_home: bool,
     /// What could not be brought home.
     stuck: BTreeMap<Version, Stuck>,
     /// How often others have been tried.
@@ -55,11 +53,6 @@ struct Stuck {
 }
 
 impl Retiring {
-    /// Whether no run may go ahead of its turn on the home worker, since that is waited for.
-    pub(super) fn wants_home(&self) -> bool {
-        self.wants_home
-    }
-
     /// A run that nobody sees is over.
     pub(super) fn ended(&mut self, run: RunId) {
         self.bringing.take_if(|bringing| *bringing == run);
@@ -111,7 +104,6 @@ impl Session {
 
     /// Moves on what is given back; whether anything changed.
     pub(super) fn leave(&mut self) -> bool {
-        self.retiring.wants_home = false;
         if let Some(id) = self.retiring.bringing
             && self.progress(id)
         {
@@ -174,7 +166,7 @@ impl Session {
     }
 
     /// The current values that nobody but these workers has, or will have whatever is taken back.
-    fn only_there(&self, there: &BTreeSet<WorkerId>) -> BTreeMap<Name, Version> {
+    pub(super) fn only_there(&self, there: &BTreeSet<WorkerId>) -> BTreeMap<Name, Version> {
         let view = self.ledger.committed();
         let is_only_there = |name: &&Name| {
             let mut is_there = false;
@@ -190,7 +182,7 @@ impl Session {
         names.filter_map(version).collect()
     }
 
-    /// Starts to bring values home, as soon as the home worker is free.
+    /// Starts to bring values home.
     fn bring_home(&mut self) -> bool {
         if self.retiring.bringing.is_some() {
             return false;
@@ -202,13 +194,6 @@ impl Session {
         };
         if wanted.is_empty() {
             return false;
-        }
-        let home = self.home_worker();
-        if let Some(worker) = self.workers.get(&home).filter(|worker| !worker.is_quiet()) {
-            let runs = worker.runs.clone();
-            self.retiring.wants_home = true;
-            return runs.iter().all(|run| self.is_expected(*run))
-                && self.take_back_for_good(runs.into_iter().collect());
         }
         if let Some(at_once) = self.retiring.at_once {
             wanted = wanted.into_iter().take(at_once).collect();
@@ -230,6 +215,7 @@ impl Session {
             seeds: false,
             problem: None,
         };
+        let home = self.free_home_worker();
         // It stands before all that is not committed.
         let run = Run::new(request, cell, 0, true, None);
         let unseen = Unseen {
@@ -238,6 +224,26 @@ impl Session {
         };
         self.retiring.bringing = Some(self.add_unseen(run, unseen, home));
         true
+    }
+
+    /// The home worker; one beside it while that has cells, which may take for ever: nobody should wait for them with an
+    /// allocation that is of no use any more.
+    fn free_home_worker(&mut self) -> WorkerId {
+        let home = self.home_worker();
+        if self.workers.get(&home).is_some_and(Worker::is_quiet) {
+            return home;
+        }
+        let mut others = self.workers.iter();
+        let spare =
+            others.find(|(id, worker)| worker.spare && worker.is_quiet() && self.is_home(**id));
+        if let Some((id, _)) = spare {
+            return *id;
+        }
+        let id = self.start_worker(Arc::from(HOME), None);
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.spare = true;
+        }
+        id
     }
 
     /// What was wanted stands in the home worker, except what was left out.

@@ -99,9 +99,6 @@ impl Session {
             // Plain cells share one home worker.
             1
         };
-        if !begun && &*target == HOME && self.retiring.wants_home() {
-            return false;
-        }
         let wanted = &run.cell.needed.must | &run.cell.needed.may;
         let of_target: Vec<(WorkerId, &Worker)> = self
             .workers

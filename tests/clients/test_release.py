@@ -102,6 +102,19 @@ def test_cells_that_wait(bed, hosts, kernel):
     assert kernel.run("os.getpid()", NODE1).ok().result != before
 
 
+def test_a_long_cell_at_home_does_not_hold_it_up(bed, hosts, kernel):
+    kernel.run("import numpy as np\nbase = np.arange(200_000)\nview = base[1:]\nrows = [base]", NODE1).ok()
+    long = kernel.send("import time\nprint('go', flush=True)\ntime.sleep(120)")
+    kernel.read_printed(long, "go")
+    assert kernel.run(f"{RELEASE} node1", timeout=30).ok().text().startswith("released node1: 1 worker; 3 values (")
+    ended(bed, "node1")
+    assert long.reply is None
+    kernel.interrupt()
+    kernel.finish(long)
+    kernel.run("base[1] = 9").ok()
+    assert kernel.run("print(view[0], rows[0] is base, view.base is base)").ok().text() == "9 True True\n"
+
+
 def test_a_notebook_whose_cells_are_looked_ahead_for(bed, hosts, start, tmp_path, monkeypatch):
     """What comes after the release is not done ahead of it, on workers that go."""
     sources = [
