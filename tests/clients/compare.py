@@ -23,7 +23,7 @@ VARYING = [
 
 
 def notebook(*cells, metadata=True, parameters=None, kernel_name="python3"):
-    """A notebook from cells: a source, or a pair of source and target name.
+    """A notebook from cells: a source, or a pair of source and target name or metadata.
 
     Without `metadata` the targets are left out: the notebook as an ordinary kernel would run it."""
     made = nbformat.v4.new_notebook()
@@ -33,7 +33,7 @@ def notebook(*cells, metadata=True, parameters=None, kernel_name="python3"):
         source, target = cell if isinstance(cell, tuple) else (cell, None)
         new = nbformat.v4.new_code_cell(source, id=f"cell-{number}")
         if target and metadata:
-            new.metadata["workflow"] = {"target": target}
+            new.metadata.update(target if isinstance(target, dict) else {"workflow": {"target": target}})
         if parameters == number:
             new.metadata["tags"] = ["parameters"]
         made.cells.append(new)
