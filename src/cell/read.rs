@@ -419,7 +419,15 @@ impl Reader<'_> {
         // A `valueFrom` that is the name itself says nothing.
         let from = map.get("valueFrom").filter(|from| !from.is_null());
         let own = from.is_none() || from == map.get("name") || !map.contains_key("name");
-        let keys = ["value", "serializer", "scatter", "gather"];
+        let gather = match map.get("gather") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(gather)) => *gather,
+            Some(other) => {
+                self.must_be("a boolean", other, &format!("{path}.gather"));
+                false
+            }
+        };
+        let keys = ["value", "serializer", "scatter"];
         for key in keys.into_iter().chain((!own).then_some("valueFrom")) {
             if map.get(key).is_some_and(|value| !value.is_null()) {
                 self.later(&format!("`{key}`"), &format!("{path}.{key}"));
@@ -436,7 +444,7 @@ impl Reader<'_> {
                 return None;
             }
         };
-        Some(Element::Object { name, kind })
+        Some(Element::Object { name, kind, gather })
     }
 
     fn file(&mut self, map: &Map<String, Value>, path: &str) -> Option<Element> {

@@ -1,10 +1,13 @@
 //! What a step needs of a machine: `resources` in its metadata.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use super::read::{kind, shown};
@@ -155,6 +158,66 @@ impl Resources {
         } else {
             Err(errors)
         }
+    }
+}
+
+/// As it is written in a cell's metadata.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Resources")]
+struct Written {
+    /// CPUs, of each rank where there are ranks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpus: Option<NonZeroU32>,
+    /// GPUs, of each rank where there are ranks, for the step alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpus: Option<u32>,
+    /// Memory, such as `16G`, of each rank where there are ranks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<String>,
+    /// For how long it runs at most: `00:30:00`, `90m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<String>,
+    /// Over how many nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nodes: Option<NonZeroU32>,
+    /// How many MPI ranks, each a process that runs the cell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranks: Option<NonZeroU32>,
+}
+
+impl Serialize for Resources {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let written = Written {
+            cpus: self.cpus,
+            gpus: self.gpus,
+            memory: self.memory.map(|memory| memory.to_string()),
+            time: self.time.map(|time| format!("{}s", time.as_secs())),
+            nodes: self.nodes,
+            ranks: self.ranks,
+        };
+        written.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Resources {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::read(&Value::deserialize(deserializer)?).map_err(|errors| {
+            let told = errors
+                .iter()
+                .map(|(key, problem)| format!("{key}: {problem}"));
+            serde::de::Error::custom(told.collect::<Vec<_>>().join("; "))
+        })
+    }
+}
+
+impl JsonSchema for Resources {
+    fn schema_name() -> Cow<'static, str> {
+        Written::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Written::json_schema(generator)
     }
 }
 

@@ -23,8 +23,8 @@ pub struct Workflow {
     /// How many more times the cell runs if its worker dies under it; 1 if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<u32>,
-    /// What the step needs of a machine. Not in the schema until a target heeds it.
-    #[serde(skip)]
+    /// What the step needs of a machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
     /// The cell's language; the kernel's own if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,6 +72,16 @@ pub struct Step {
 }
 
 impl Step {
+    /// The outputs that become lists by rank.
+    pub fn gathered(&self) -> impl Iterator<Item = &str> {
+        self.outputs.iter().filter_map(|element| match element {
+            Element::Object {
+                name, gather: true, ..
+            } => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
     /// The files that it reads, and those that it makes.
     pub fn files(&self) -> Files {
         let files = |elements: &[Element]| {
@@ -127,6 +137,9 @@ pub enum Element {
         /// What it is.
         #[serde(rename = "type", default)]
         kind: ElementType,
+        /// Of an output of a step with MPI ranks: the list of all ranks' values, by rank, instead of that of rank 0.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        gather: bool,
     },
     /// Files.
     File(FileElement),
@@ -140,6 +153,7 @@ impl Element {
             | Self::Object {
                 name,
                 kind: ElementType::Name,
+                ..
             } => Some(name),
             Self::Object {
                 kind: ElementType::Control,

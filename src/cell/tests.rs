@@ -405,7 +405,11 @@ fn any_workflow() -> impl Strategy<Value = Workflow> {
     let kind = prop_oneof![Just(ElementType::Name), Just(ElementType::Control)];
     let element = prop_oneof![
         name.prop_map(Element::Name),
-        (name, kind).prop_map(|(name, kind)| Element::Object { name, kind }),
+        (name, kind).prop_map(|(name, kind)| Element::Object {
+            name,
+            kind,
+            gather: false
+        }),
         any_files().prop_map(Element::File),
     ];
     let step =

@@ -758,9 +758,20 @@ impl Agents {
         self.clusters.idle(|location| used.contains(location))
     }
 
-    /// The job of an allocation waits for nodes, or does not.
-    pub fn waits_for_nodes(&mut self, allocation: &TargetName, waits: bool) {
-        self.clusters.waits(allocation, waits);
+    /// What is heard of the job of an allocation.
+    pub fn heard_of_job(&mut self, allocation: &TargetName, news: &JobNews) {
+        self.clusters.heard(allocation, news);
+    }
+
+    /// What the job of an allocation is called.
+    pub fn job(&self, allocation: &TargetName) -> Option<&str> {
+        self.clusters.job(allocation)
+    }
+
+    /// If the worker is on a node of a job that has less time left than that: the job, and how much it has.
+    pub fn ends_before(&self, worker: WorkerId, time: Duration) -> Option<(String, Duration)> {
+        let allocation = self.allocation_of(self.location(worker)?)?;
+        self.clusters.ends_before(&allocation, time)
     }
 
     /// Whether there are allocations.

@@ -332,6 +332,21 @@ impl Cells {
             .as_ref()
             .and_then(|workflow| workflow.step.as_ref());
         let files = step.map(cell::Step::files).unwrap_or_default();
+        let resources = workflow
+            .as_ref()
+            .and_then(|workflow| workflow.resources.as_ref());
+        let time = resources.and_then(|resources| resources.time);
+        let gather: Vec<String> = step
+            .map(|step| step.gathered().map(str::to_owned).collect())
+            .unwrap_or_default();
+        if !gather.is_empty() && Shape::parse(&target).resources.ranks.is_none() {
+            let error = cell::MetadataError {
+                path: "workflow.step.out".to_owned(),
+                problem: "`gather` is for steps with MPI ranks: write `resources: {ranks: …}`"
+                    .to_owned(),
+            };
+            problem.get_or_insert(Problem::new("MetadataError", cell::report(&[error])));
+        }
         let seeds = SEEDS.iter().any(|word| content.code.contains(word));
         self.seeded |= seeds;
         let mut needed = needed(&analysis, workflow.as_ref());
@@ -357,6 +372,8 @@ impl Cells {
                 self.accesses.next(&analysis, workflow.as_ref())
             },
             files: Arc::new(files),
+            gather,
+            time,
             definitions: analysis.definitions,
             source: Arc::from(content.code),
             problem,

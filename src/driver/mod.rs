@@ -622,15 +622,15 @@ impl Driver {
 
     /// What becomes of an allocation.
     fn job(&mut self, allocation: &TargetName, news: JobNews) {
-        let waits = matches!(news, JobNews::Waits(_));
-        self.agents.waits_for_nodes(allocation, waits);
+        self.agents.heard_of_job(allocation, &news);
         match news {
+            JobNews::Submitted(_) => {}
             JobNews::Waits(text) => {
                 self.notices
                     .waits(allocation, Wait::Job(text), Instant::now());
                 self.notice();
             }
-            JobNews::Runs(text) => self.settled(allocation, &text),
+            JobNews::Runs(text, _) => self.settled(allocation, &text),
             JobNews::Ended => self.over(allocation),
         }
     }
@@ -742,7 +742,9 @@ impl Driver {
             }
             FromLocation::Message(target, FromAgent::Hello(hello)) => {
                 if let Some(allocation) = self.agents.allocation_of(&target) {
-                    self.settled(&allocation, &format!("{target} is {}", hello.hostname));
+                    let job = self.agents.job(&allocation).unwrap_or("the job");
+                    let text = format!("{job} runs: {target} is {}", hello.hostname);
+                    self.settled(&allocation, &text);
                 }
                 self.agents.hello(&target, hello);
                 self.over(&target);
@@ -1226,6 +1228,23 @@ impl Driver {
                 } else if !orders.unseen {
                     self.shown
                         .insert(worker, orders.request.message.header.clone());
+                }
+                let is_seen = !orders.unseen && orders.keep.is_none();
+                let time = orders.time.filter(|_| is_seen);
+                let ends = time.and_then(|time| self.agents.ends_before(worker, time));
+                if let (Some(time), Some((job, left))) = (time, ends) {
+                    let whole = |time: Duration| {
+                        humantime::format_duration(Duration::from_secs(time.as_secs()))
+                    };
+                    let text = format!(
+                        "Cellferry: this cell may take {}, and {job} has {} left: it may not come to its end there; \
+                         `%cellferry release` gives that job back, so that the cell gets another one\n",
+                        whole(time),
+                        whole(left)
+                    );
+                    let name_and_text = json!({"name": "stderr", "text": text});
+                    let request = Some(&orders.request.message);
+                    self.publish(self.author.message("stream", request, &name_and_text));
                 }
                 if let (Some(count), Some(target)) = (orders.count, self.agents.target(worker)) {
                     let carried = orders.carried();

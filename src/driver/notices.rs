@@ -35,6 +35,8 @@ pub struct Notices {
     waits: HashMap<TargetName, (Wait, Instant)>,
     /// The cells under which something is shown, by the `msg_id` of their requests.
     shown: HashMap<TargetName, HashMap<String, Arc<Asked>>>,
+    /// Those under which what has come of a wait stays.
+    settled: HashMap<TargetName, HashMap<String, Arc<Asked>>>,
 }
 
 impl Notices {
@@ -117,7 +119,9 @@ impl Notices {
     pub fn settled(&mut self, target: &TargetName, text: &str, author: &Author) -> Vec<Message> {
         self.waits.remove(target);
         let shown = self.shown.remove(target).unwrap_or_default();
-        let cells = shown.values();
+        let settled = self.settled.entry(target.clone()).or_default();
+        settled.extend(shown);
+        let cells = settled.values();
         cells
             .map(|asked| message(author, "update_display_data", target, asked, text))
             .collect()
@@ -125,6 +129,10 @@ impl Notices {
 
     /// The cell ends, and some clients heed nothing that comes after that: what takes the notices under it away.
     pub fn ends(&mut self, asked: &Asked, author: &Author) -> Vec<Message> {
+        self.settled.retain(|_, cells| {
+            cells.remove(&asked.header.msg_id);
+            !cells.is_empty()
+        });
         let shown = self.shown.iter_mut();
         shown
             .filter_map(|(target, cells)| {

@@ -119,7 +119,7 @@ pub fn execute_parts(
             "count": orders.count, "actions": actions, "touched": orders.touched, "watched": orders.watched,
             "steady": orders.steady,
             "keep": orders.keep, "unbound": orders.unbound, "run": run.0,
-            "seeds": orders.seeds, "files": files, "modules": lacks_modules,
+            "seeds": orders.seeds, "files": files, "gather": orders.gather, "modules": lacks_modules,
         }),
     );
     let metadata = serde_json::to_vec(&metadata).unwrap_or_default();

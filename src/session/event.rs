@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cellferry_kernel::message::{Header, Message};
 use cellferry_wire::protocol::{Channel, WorkerId};
@@ -386,6 +387,10 @@ pub struct Orders {
     pub inputs: Vec<(u32, Arc<str>)>,
     /// The files that the cell reads and makes.
     pub files: Arc<Files>,
+    /// Names that become lists of what each MPI rank has.
+    pub gather: Vec<String>,
+    /// How long the cell may take, by its metadata.
+    pub time: Option<Duration>,
     /// Whether the cell runs only to make again what it made: nobody can answer it, and it is no part of the history.
     pub unseen: bool,
 }

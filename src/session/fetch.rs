@@ -363,6 +363,8 @@ impl Session {
             steady,
             inputs,
             files: run.cell.files.clone(),
+            gather: run.cell.gather.clone(),
+            time: run.cell.time,
             unseen,
         };
         run.state = State::Running(Box::new(running));

@@ -208,6 +208,8 @@ impl Session {
                 ..Needed::default()
             },
             files: Arc::new(Files::default()),
+            gather: Vec::new(),
+            time: None,
             definitions: Vec::new(),
             access: Access::default(),
             called: Vec::new(),

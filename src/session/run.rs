@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cellferry_wire::protocol::WorkerId;
 
@@ -52,6 +53,10 @@ pub struct Cell {
     pub needed: Needed,
     /// The files that it reads and makes. Such a cell runs only in its turn, so that it finds them as they are at its place.
     pub files: Arc<Files>,
+    /// Names that become lists of what each MPI rank has.
+    pub gather: Vec<String>,
+    /// How long it may take, by its metadata.
+    pub time: Option<Duration>,
     /// What it defines.
     pub definitions: Vec<Definition>,
     /// What it accesses, as far as the source shows.

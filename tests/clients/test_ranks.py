@@ -114,3 +114,11 @@ def test_a_machine_without_mpi_is_told(mpi, kernel, tmp_path):
     run = kernel.run("1", ranks(2))
     assert "the ranks of `left[ranks=2]` cannot be started: there is no `mpirun` on PATH" in run.error
     assert "[targets.left]" in run.error
+
+
+def test_outputs_are_lists_by_rank_where_the_metadata_says_so(mpi, kernel):
+    step = {"out": [{"name": "squares", "gather": True}, "first"]}
+    kernel.run("from mpi4py import MPI\nsquares = first = MPI.COMM_WORLD.rank ** 2", ranks(3, step=step)).ok()
+    assert kernel.run("squares, first").ok().result == "([0, 1, 4], 0)"
+    run = kernel.run("y = 1", on("left", step={"out": [{"name": "y", "gather": True}]}))
+    assert run.error.startswith("MetadataError") and "ranks" in run.error

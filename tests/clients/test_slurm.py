@@ -344,3 +344,31 @@ def test_an_allocation_that_is_not_used_makes_room_for_another(cluster, slurm, k
     run.ok()
     assert kernel.run("y").ok().result == "[1, 2, 3]"
     assert len(open_jobs(cluster)) == 1
+
+
+def test_a_step_that_its_job_may_not_see_the_end_of_is_told_so(cluster, slurm, kernel):
+    slurm(time="10m")
+    kernel.run("x = 1", BIG).ok()
+    # The time of the job's end comes with Slurm's next word on it.
+    def told():
+        run = kernel.run("x", on("big", resources={"time": "10m"}))
+        return "may not come to its end" in run.ok().text("stderr")
+
+    wait_until(told, 30, "nothing was told")
+    assert kernel.run("x", on("big", resources={"time": "1m"})).ok().text("stderr") == ""
+    assert len(open_jobs(cluster)) == 1
+
+
+@pytest.mark.timeout(200)
+def test_nodes_that_cannot_connect_to_the_login_node_use_mail(cluster, slurm, kernel):
+    slurm()
+    rules = "type filter hook input priority 0;"
+    cluster.on("login", f"nft add table inet gate; nft add chain inet gate input '{{ {rules} }}'")
+    cluster.on("login", "nft add rule inet gate input iifname != lo tcp dport 32768-60999 ct state new drop")
+    try:
+        kernel.run("x = list(range(100_000))").ok()
+        assert kernel.run("print('by mail', flush=True)\nsum(x)", BIG).ok().result == "4999950000"
+        assert kernel.run("x.append(1)\nlen(x)", BIG).ok().result == "100001"
+        assert "mail" in cluster.slurm("ls ~/.cache/cellferry/jobs/*")
+    finally:
+        cluster.on("login", "nft delete table inet gate")

@@ -506,6 +506,8 @@ impl<'a> World<'a> {
             retry: cell.retry,
             needed: needed(&analysis, workflow.as_ref()),
             files: Arc::default(),
+            gather: Vec::new(),
+            time: None,
             definitions: analysis.definitions,
             access,
             source: Arc::from(source),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
@@ -47,10 +48,12 @@ pub enum JobState {
 /// What users hear of an allocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobNews {
+    /// It has become a job, which is called so.
+    Submitted(String),
     /// It waits, with this to be shown.
     Waits(String),
-    /// It runs.
-    Runs(String),
+    /// It runs, with this to be shown, until then.
+    Runs(String, Option<DateTime<Utc>>),
     /// It is over.
     Ended,
 }
@@ -343,6 +346,7 @@ impl Keeper {
         let Submitted { job, folder, .. } = submitted;
         let batch = self.cluster.batch();
         let system = batch.system();
+        self.say(JobNews::Submitted(format!("{system} job {job}")));
         self.say(JobNews::Waits(format!("{system} job {job} is submitted")));
         let mut news = self.cluster.watch().follow(job.clone());
         let mut hopeless: Option<String> = None;
@@ -375,7 +379,9 @@ impl Keeper {
             let line = status.line(system, job);
             hopeless = is_hopeless(&status).then(|| line.clone());
             match (&status, trouble) {
-                (Status::Running(Running { .. }), _) => self.say(JobNews::Runs(line)),
+                (Status::Running(Running { until, .. }), _) => {
+                    self.say(JobNews::Runs(line, *until));
+                }
                 (Status::Over | Status::Unknown, _) => break,
                 (_, Some(trouble)) => self.say(JobNews::Waits(format!("{line} ({trouble})"))),
                 (_, None) => self.say(JobNews::Waits(line)),

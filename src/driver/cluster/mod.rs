@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -113,6 +114,10 @@ struct Allocation {
     used: Instant,
     /// Since when its job waits for nodes.
     waits: Option<Instant>,
+    /// What its job is called.
+    job: Option<String>,
+    /// When the time of its job is over.
+    until: Option<DateTime<Utc>>,
 }
 
 impl Clusters {
@@ -232,6 +237,8 @@ impl Clusters {
             orders,
             used: Instant::now(),
             waits: None,
+            job: None,
+            until: None,
         });
     }
 
@@ -308,13 +315,45 @@ impl Clusters {
             .collect()
     }
 
-    /// The job of an allocation waits for nodes, or does not.
-    pub fn waits(&mut self, name: &TargetName, waits: bool) {
+    /// What is heard of the job of an allocation.
+    pub fn heard(&mut self, name: &TargetName, news: &JobNews) {
         let named = |allocation: &&mut Allocation| allocation.name == *name;
-        if let Some(allocation) = self.allocations.iter_mut().find(named) {
-            let since = waits.then(Instant::now);
-            allocation.waits = since.and(allocation.waits.or(since));
+        let Some(allocation) = self.allocations.iter_mut().find(named) else {
+            return;
+        };
+        match news {
+            JobNews::Submitted(job) => allocation.job = Some(job.clone()),
+            JobNews::Waits(_) => {
+                allocation.waits.get_or_insert_with(Instant::now);
+            }
+            JobNews::Runs(_, until) => {
+                allocation.waits = None;
+                allocation.until = *until;
+            }
+            JobNews::Ended => allocation.waits = None,
         }
+    }
+
+    /// What the job of an allocation is called.
+    pub fn job(&self, name: &TargetName) -> Option<&str> {
+        let mut named = self
+            .allocations
+            .iter()
+            .filter(|allocation| allocation.name == *name);
+        named.next()?.job.as_deref()
+    }
+
+    /// If the job of an allocation has less time left than that: the job, and how much it has.
+    pub fn ends_before(&self, name: &TargetName, time: Duration) -> Option<(String, Duration)> {
+        let mut named = self
+            .allocations
+            .iter()
+            .filter(|allocation| allocation.name == *name);
+        let allocation = named.next()?;
+        let left = (allocation.until? - Utc::now())
+            .to_std()
+            .unwrap_or_default();
+        (left < time).then(|| (allocation.job.clone().unwrap_or_default(), left))
     }
 
     /// Those that have not been used for as long as their targets allow, or for a moment while the job of another one waits,
