@@ -1,7 +1,7 @@
 //! A private directory for connection files and sockets, gone when its owner is.
 //!
-//! Where a whole job is killed at once, nobody is left to remove it. So each owner holds a lock in its directory, and whoever
-//! makes one removes those of this user whose lock nobody holds any more.
+//! Where a whole job is killed at once, nobody is left to remove it. So each owner holds its directory locked, and whoever
+//! makes one removes those of this user that nobody holds any more.
 
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -28,8 +28,8 @@ fn free(path: &Path) -> u64 {
     })
 }
 
-/// The file that the owner of a directory holds locked.
-const LOCK: &str = "owner";
+/// The names of directories that their owners hold locked begin so.
+const LOCKED: &str = "cellferry-l";
 
 /// Nobody holds the lock of a directory that is just being made.
 const BEING_MADE: Duration = Duration::from_secs(60);
@@ -87,7 +87,7 @@ impl RunDir {
     /// Makes one inside `base`.
     pub fn make_in(base: &Path) -> Result<Self, AgentError> {
         let name = uuid::Uuid::new_v4().simple().to_string();
-        let path = base.join(format!("cellferry-{}", &name[..12]));
+        let path = base.join(format!("{LOCKED}{}", &name[..11]));
         let made = std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&path)
@@ -96,7 +96,7 @@ impl RunDir {
                 std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))
             })
             .and_then(|()| {
-                let lock = File::create_new(path.join(LOCK))?;
+                let lock = File::open(&path)?;
                 lock.lock()?;
                 Ok(lock)
             });
@@ -148,12 +148,12 @@ fn remove_forsaken(base: &Path) {
             if !ours || age < BEING_MADE {
                 return Ok(false);
             }
-            Ok(File::open(path.join(LOCK))?.try_lock().is_ok())
+            Ok(File::open(&path)?.try_lock().is_ok())
         };
         let named = entry
             .file_name()
             .as_encoded_bytes()
-            .starts_with(b"cellferry-");
+            .starts_with(LOCKED.as_bytes());
         if named && is_forsaken().unwrap_or(false) {
             let _ = std::fs::remove_dir_all(&path);
         }
@@ -169,5 +169,31 @@ pub fn remove_common(path: &Path) {
     if let Some(parent) = path.parent().filter(ours) {
         // Others may be in it.
         let _ = std::fs::remove_dir(parent);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_whose_owners_are_gone_are_removed_and_no_others() {
+        let base = tempfile::tempdir().unwrap();
+        let old = std::time::SystemTime::now() - 2 * BEING_MADE;
+        let aged = |path: &Path| File::open(path).unwrap().set_modified(old).unwrap();
+        let used = RunDir::make_in(base.path()).unwrap();
+        let forsaken = base.path().join(format!("{LOCKED}0123456789a"));
+        let another = base.path().join("cellferry-0123456789ab");
+        for path in [&forsaken, &another] {
+            std::fs::create_dir(path).unwrap();
+            std::fs::write(path.join("value"), "x").unwrap();
+            aged(path);
+        }
+        let new = base.path().join(format!("{LOCKED}123456789ab"));
+        std::fs::create_dir(&new).unwrap();
+        aged(used.path());
+        RunDir::make_in(base.path()).unwrap();
+        assert!(!forsaken.exists());
+        assert!(used.path().exists() && another.exists() && new.exists());
     }
 }

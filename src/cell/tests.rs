@@ -138,7 +138,6 @@ fn what_is_wrong_is_named_by_path_with_the_nearest_word() {
 #[test]
 fn what_comes_later_is_refused_by_name() {
     let cases = [
-        (json!({"resources": {"gpus": 1}}), "workflow.resources"),
         (json!({"step": {"scatter": "x"}}), "workflow.step.scatter"),
         (
             json!({"step": {"scatter": {"items": ["x"]}}}),
