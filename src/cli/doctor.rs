@@ -8,8 +8,9 @@ use cellferry_ssh::Question;
 use clap::Args;
 use zeroize::Zeroizing;
 
+use crate::driver::User;
 use crate::session::HOME;
-use crate::target::config::{ConfigError, Place, Ssh, Target, Targets};
+use crate::target::config::{ConfigError, Place, Slurm, Ssh, Target, Targets};
 use crate::target::home::{home_python, python_version};
 use crate::target::ssh::agents;
 
@@ -98,9 +99,13 @@ async fn check_targets(report: &mut Report, arguments: &Arguments, targets: &Tar
             Ok(target) => match &target.place {
                 Place::Local => local(report, &target).await,
                 Place::Ssh(ssh) => far(report, &target, ssh).await,
-                Place::Slurm(_) => report.note(&format!(
-                    "target `{name}` is well defined; cells cannot run on targets of type `slurm` yet"
+                Place::Slurm(_) if arguments.targets.is_empty() => report.note(&format!(
+                    "target `{name}` is well defined; `cellferry doctor {name}` submits a job of one node to try it"
                 )),
+                Place::Slurm(slurm) => match targets.login(name, slurm, target.defined_in.as_deref()) {
+                    Ok(login) => cluster(report, &target, slurm, login).await,
+                    Err(error) => report.bad(&format!("target `{name}`: {error}"), "mend it in that file"),
+                },
             },
             Err(error @ ConfigError::Unknown { .. }) => {
                 report.bad(&format!("target `{name}`: {error}"), "")
@@ -280,7 +285,11 @@ async fn far(report: &mut Report, target: &Target, ssh: &Ssh) {
     }
     let start = std::time::Instant::now();
     let tell = |text: &str| println!("      {}", text.trim_end());
-    match crate::driver::probe(target, ssh, ask_on_terminal, tell).await {
+    let user = User {
+        ask: ask_on_terminal,
+        tell,
+    };
+    match crate::driver::probe(target, ssh, user).await {
         Ok(hello) => report.good(&format!(
             "target `{name}`: `ssh {}` leads to {} ({}, {} processors); an agent and a worker with {} start there in {:.1} s",
             ssh.host,
@@ -290,6 +299,33 @@ async fn far(report: &mut Report, target: &Target, ssh: &Ssh) {
             crate::target::launch::name_there(target),
             start.elapsed().as_secs_f64()
         )),
+        Err(problem) => report.bad(&format!("target `{name}`: {}", problem.evalue), ""),
+    }
+}
+
+async fn cluster(report: &mut Report, target: &Target, slurm: &Slurm, login: Option<Ssh>) {
+    let name = &target.name;
+    let start = std::time::Instant::now();
+    let user = User {
+        ask: ask_on_terminal,
+        tell: |text: &str| println!("      {}", text.trim_end()),
+    };
+    match crate::driver::probe_cluster(target, slurm, login, user).await {
+        Ok((hello, by_mail)) => {
+            report.good(&format!(
+                "target `{name}`: a job of one node ran on {} ({}, {} processors), and a worker with {} started there, in {:.1} s",
+                hello.hostname,
+                hello.arch,
+                hello.cpus,
+                crate::target::launch::name_there(target),
+                start.elapsed().as_secs_f64()
+            ));
+            report.note(if by_mail {
+                "its nodes cannot connect to the login node, so they are reached by a mailbox on the shared file system, which is slower"
+            } else {
+                "its nodes connect to the login node over TCP"
+            });
+        }
         Err(problem) => report.bad(&format!("target `{name}`: {}", problem.evalue), ""),
     }
 }

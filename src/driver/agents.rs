@@ -134,13 +134,13 @@ pub struct Seat {
     island: bool,
 }
 
-/// The seat of a worker on a far host.
-pub fn seat_there(target: &Target, ssh: &Ssh) -> Seat {
+/// The seat of a worker on a far host, or a node that is reached from there; `None` if that is this machine.
+pub fn seat_there(target: &Target, ssh: Option<&Ssh>) -> Seat {
     Seat {
         target: target.name.as_str().into(),
         location: target.name.as_str().into(),
         python: launch::name_there(target),
-        shell: format!("ssh {} ", ssh.host),
+        shell: ssh.map_or_else(String::new, |ssh| format!("ssh {} ", ssh.host)),
         pid: None,
         gpus: Vec::new(),
         island: false,
@@ -317,14 +317,11 @@ impl Agents {
             },
             Place::Ssh(ssh) => Seat {
                 target: target.clone(),
-                ..seat_there(&definition, ssh)
+                ..seat_there(&definition, Some(ssh))
             },
             Place::Slurm(slurm) => {
                 let login = cells.login(&definition, slurm).map_err(wrong)?;
-                let shell = match &login {
-                    Some(ssh) => format!("ssh {} ", ssh.host),
-                    None => String::new(),
-                };
+                let plain = seat_there(&definition, login.as_ref());
                 self.prepare(target)?;
                 let run_dir = self.run_dir.as_ref().map(|dir| dir.path().to_owned());
                 let place = (&definition, &**slurm, login);
@@ -341,11 +338,7 @@ impl Agents {
                 let seat = Seat {
                     target: target.clone(),
                     location: found.location.clone(),
-                    python: launch::name_there(&definition),
-                    shell,
-                    pid: None,
-                    gpus: Vec::new(),
-                    island: false,
+                    ..plain
                 };
                 node = Some(found);
                 seat

@@ -41,7 +41,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior};
 
 pub use self::cells::needed;
-pub use self::probe::probe;
+pub use self::probe::{User, probe, probe_cluster};
 
 use self::again::Again;
 use self::agents::{Agents, FromLocation, Start};

@@ -3,6 +3,7 @@
 import ast
 import os
 import signal
+import subprocess
 
 import nbformat
 import pytest
@@ -372,3 +373,14 @@ def test_nodes_that_cannot_connect_to_the_login_node_use_mail(cluster, slurm, ke
         assert "mail" in cluster.slurm("ls ~/.cache/cellferry/jobs/*")
     finally:
         cluster.on("login", "nft delete table inet gate")
+
+
+def test_doctor_tries_a_cluster_with_a_job(cluster, slurm, tmp_path, binary):
+    slurm(nodes=3)
+    done = subprocess.run([binary, "doctor", "big"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert "target `big`: a job of one node ran on node" in done.stdout, done.stdout + done.stderr
+    assert "its nodes connect to the login node over TCP" in done.stdout
+    no_jobs(cluster)
+    slurm("wrong", partition="nowhere")
+    done = subprocess.run([binary, "doctor", "wrong"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert "FAIL" in done.stdout and "nowhere" in done.stdout and done.returncode == 1

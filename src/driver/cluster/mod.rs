@@ -73,6 +73,9 @@ impl Cluster {
     }
 }
 
+/// How long it may take to look into a folder on a shared file system.
+const LISTING: Duration = Duration::from_secs(30);
+
 /// How long a job waits for nodes before allocations that are not used make room, and how long those must not have been used.
 const PRESSED: Duration = Duration::from_secs(3);
 
@@ -395,6 +398,24 @@ impl Clusters {
             allocation.nodes.into_iter().map(|(node, _)| node)
         });
         nodes.collect()
+    }
+
+    /// Whether nodes use the mailboxes of their allocations, since they cannot connect to the login node.
+    pub async fn uses_mail(&self) -> bool {
+        for allocation in &self.allocations {
+            let JobState::Submitted { folder } = allocation.state.borrow().clone() else {
+                continue;
+            };
+            let lines = format!("ls -A {folder}/mail 2>/dev/null");
+            let listed = allocation.cluster.commands().run("ls", &lines, LISTING);
+            if listed
+                .await
+                .is_ok_and(|output| !output.stdout.trim().is_empty())
+            {
+                return true;
+            }
+        }
+        false
     }
 
     /// Gives all back, or leaves those to the next kernel that may be kept; resolves when that is done.
