@@ -56,3 +56,18 @@ def faulty_pairs(session_bed):
     """The same, where hosts fail: an agent whose kernel ends while it is out of reach ends soon after."""
     with far(session_bed, left_within=40, patience="30s") as pairs:
         yield pairs
+
+
+@pytest.fixture(scope="module")
+def cluster_pairs(session_cluster):
+    """Plays notebooks, with the target `left` on the nodes of a cluster and `right` on a host."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        own_world(uuid.uuid4().hex, patch) as folder,
+        session_cluster.used(folder, patch) as cluster,
+    ):
+        cluster.left_within = 30
+        left = {"type": "slurm", "login": "login", "python": cluster.python, "nodes": 2, "memory": "300M"}
+        right = {"type": "ssh", "host": "lab", "python": cluster.python}
+        with playing(folder, {"left": left, "right": right}) as pairs:
+            yield pairs
