@@ -251,6 +251,8 @@ pub struct Agents {
     /// Targets whose agent is being ended, with the workers to be started by the next one.
     ending: HashMap<TargetName, Vec<WorkerId>>,
     endings: JoinSet<()>,
+    /// Locations to whose agents there is no link for now.
+    down: HashSet<TargetName>,
     /// What far agents said of themselves.
     hellos: HashMap<TargetName, Hello>,
     arrivals: Arc<Arrivals>,
@@ -276,6 +278,7 @@ impl Agents {
             workers: HashMap::new(),
             ending: HashMap::new(),
             endings: JoinSet::new(),
+            down: HashSet::new(),
             hellos: HashMap::new(),
             arrivals,
             run_dir: None,
@@ -683,6 +686,7 @@ impl Agents {
     pub fn agent_gone(&mut self, target: &TargetName) -> Vec<WorkerId> {
         self.links.remove(target);
         self.hellos.remove(target);
+        self.down.remove(target);
         self.clusters.lost(target);
         let workers = self.workers.iter();
         let there = workers.filter(|(_, seat)| seat.location == *target);
@@ -851,6 +855,45 @@ impl Agents {
             Some(seat) => seat.start_problem(failure),
             None => Problem::new("WorkerError", failure.to_string()),
         }
+    }
+
+    /// Whether a worker on a node of a job died as the end of the job would have it; what becomes of the job is asked then.
+    pub fn may_end_with_job(&mut self, worker: WorkerId, exit: &Exit) -> bool {
+        /// What batch systems end processes with.
+        const SIGNALS: [i32; 2] = [9, 15];
+        let Some(seat) = self.workers.get(&worker) else {
+            return false;
+        };
+        let Some(allocation) = self.clusters.allocation_of(&seat.location).cloned() else {
+            return false;
+        };
+        let by_signal = exit.signal.is_some_and(|signal| SIGNALS.contains(&signal));
+        // What starts ranks has exit codes of its own.
+        let may = (by_signal || seat.island) && exit.out_of_memory != Some(true);
+        if may {
+            self.clusters.hurry(&allocation);
+        }
+        may
+    }
+
+    /// Whether the job of a worker's node is known to end, or the node is out of reach, as it would be then.
+    pub fn is_job_ending(&self, worker: WorkerId) -> bool {
+        let Some(location) = self.location(worker) else {
+            return true;
+        };
+        let allocation = self.clusters.allocation_of(location);
+        self.down.contains(location)
+            || allocation.is_none_or(|allocation| self.clusters.is_ending(allocation))
+    }
+
+    /// There is no link to a far agent for now.
+    pub fn link_lost(&mut self, location: &TargetName) {
+        self.down.insert(location.clone());
+    }
+
+    /// The link to a far agent is there again.
+    pub fn link_back(&mut self, location: &TargetName) {
+        self.down.remove(location);
     }
 
     /// The error for a worker that died.

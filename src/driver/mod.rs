@@ -67,6 +67,12 @@ use crate::target::shape::Shape;
 /// How long answers may take to leave before the process ends: ZeroMQ has no linger here.
 const FLUSH: Duration = Duration::from_millis(500);
 
+/// How long after a worker's death its batch system would have told that its job ends: it is asked every five seconds.
+const JOB_NEWS: Duration = Duration::from_secs(12);
+
+/// How long a job that ends may take for it.
+const JOB_END: Duration = Duration::from_secs(60);
+
 /// What a kernel is started with.
 #[derive(Debug)]
 pub struct Options {
@@ -131,6 +137,7 @@ pub async fn run(options: Options) -> Result<ExitCode, KernelError> {
         shown: HashMap::new(),
         questions: Questions::default(),
         notices: Notices::default(),
+        dying_jobs: HashMap::new(),
         short_of_gpus: HashMap::new(),
         idle: HashMap::new(),
         releases: Releases::default(),
@@ -206,6 +213,8 @@ struct Driver {
     shown: HashMap<WorkerId, Bytes>,
     questions: Questions,
     notices: Notices,
+    /// Workers that died as they do when their job ends: told when that is known, or once it is known not to be so.
+    dying_jobs: HashMap<WorkerId, (Instant, Problem, Gone)>,
     /// Workers that are not started for want of GPUs, with their targets, and where.
     short_of_gpus: HashMap<WorkerId, (TargetName, TargetName)>,
     /// Workers that end because their allocation has not been used for long.
@@ -596,6 +605,20 @@ impl Driver {
         if !self.short_of_gpus.is_empty() {
             self.make_room().await;
         }
+        let by_itself = self.dying_jobs.iter().filter(|(worker, (since, ..))| {
+            let limit = if self.agents.is_job_ending(**worker) {
+                JOB_END
+            } else {
+                JOB_NEWS
+            };
+            since.elapsed() >= limit
+        });
+        let by_itself: Vec<WorkerId> = by_itself.map(|(worker, _)| *worker).collect();
+        for worker in by_itself {
+            if let Some((_, problem, how)) = self.dying_jobs.remove(&worker) {
+                self.gone(worker, problem, how).await;
+            }
+        }
         let session = &self.session;
         for allocation in self
             .agents
@@ -624,7 +647,7 @@ impl Driver {
     fn job(&mut self, allocation: &TargetName, news: JobNews) {
         self.agents.heard_of_job(allocation, &news);
         match news {
-            JobNews::Submitted(_) => {}
+            JobNews::Submitted(_) | JobNews::Closing => {}
             JobNews::Waits(text) => {
                 self.notices
                     .waits(allocation, Wait::Job(text), Instant::now());
@@ -710,7 +733,13 @@ impl Driver {
                 },
             ) => {
                 let problem = self.agents.death_problem(worker, rank, &exit, &stderr_tail);
-                self.gone(worker, problem, agents::how(&exit)).await;
+                let how = agents::how(&exit);
+                if self.agents.may_end_with_job(worker, &exit) {
+                    self.dying_jobs
+                        .insert(worker, (Instant::now(), problem, how));
+                } else {
+                    self.gone(worker, problem, how).await;
+                }
             }
             FromLocation::Failed { workers, problem } => {
                 for worker in workers {
@@ -755,11 +784,13 @@ impl Driver {
             }
             FromLocation::Link(target, LinkState::Lost { reason, since }) => {
                 tracing::info!("the link to `{target}` is lost: {reason}");
+                self.agents.link_lost(&target);
                 self.notices.waits(&target, Wait::Lost(reason), since);
                 self.notice();
             }
             FromLocation::Link(target, LinkState::Back) => {
                 tracing::info!("the link to `{target}` is back");
+                self.agents.link_back(&target);
                 self.values.files.back(&target);
                 self.over(&target);
             }
@@ -825,6 +856,7 @@ impl Driver {
 
     /// Nothing more comes from a worker.
     fn forget(&mut self, worker: WorkerId) {
+        self.dying_jobs.remove(&worker);
         self.short_of_gpus.remove(&worker);
         self.agents.forget(worker);
         self.staging.end(worker);

@@ -384,3 +384,36 @@ def test_doctor_tries_a_cluster_with_a_job(cluster, slurm, tmp_path, binary):
     slurm("wrong", partition="nowhere")
     done = subprocess.run([binary, "doctor", "wrong"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert "FAIL" in done.stdout and "nowhere" in done.stdout and done.returncode == 1
+
+
+@pytest.mark.timeout(200)
+def test_a_step_whose_job_was_preempted_runs_again(cluster, slurm, kernel):
+    slurm(nodes=3, options={"exclusive": True})
+    kernel.run("import time\nx = 5", BIG).ok()
+    run = kernel.send("print('go', flush=True)\ntime.sleep(6)\ny = x + 1", BIG)
+    kernel.read_printed(run, "go")
+    cluster.slurm("sbatch -N3 --exclusive -p urgent --output=/dev/null --wrap 'sleep 12'", user="bob")
+    kernel.finish(run, timeout=120)
+    assert run.ok().text() == "go\n"
+    assert "runs again" in run.text("stderr") and "PREEMPTED" in run.text("stderr")
+    assert kernel.run("y").ok().result == "6"
+
+
+@pytest.mark.timeout(300)
+def test_a_node_of_an_mpi_step_that_crashes_ends_the_step(cluster, slurm, start):
+    kernel = start()
+    slurm(nodes=2, cpus=2)
+    ranks = on("big", resources={"ranks": 4, "nodes": 2}, retry=0)
+    kernel.run(f"{RANKS}\nimport time\nnames = world.allgather(os.uname().nodename)", ranks).ok()
+    first, *_, last = ast.literal_eval(kernel.run("names").ok().result)
+    run = kernel.send("print('go', flush=True)\ntime.sleep(10)\nworld.barrier()", ranks)
+    kernel.read_printed(run, "go")
+    cluster.fault("kill", last)
+    cluster.left_within = 60
+    kernel.finish(run, timeout=120)
+    assert run.reply["content"]["status"] == "error", run.text()
+    assert kernel.run("len(names)").ok().result == "4"
+    kernel.request("shutdown_request", {"restart": False}, channel="control")
+    no_jobs(cluster, 30)
+    # What Slurm kills has no time to clear up; the next agent there does, after a while.
+    cluster.on(first, "rm -rf /tmp/cellferry-* /dev/shm/cellferry-*")

@@ -54,6 +54,8 @@ pub enum JobNews {
     Waits(String),
     /// It runs, with this to be shown, until then.
     Runs(String, Option<DateTime<Utc>>),
+    /// It has ended, and its nodes are cleaned up.
+    Closing,
     /// It is over.
     Ended,
 }
@@ -382,6 +384,7 @@ impl Keeper {
                 (Status::Running(Running { until, .. }), _) => {
                     self.say(JobNews::Runs(line, *until));
                 }
+                (Status::Closing, _) => self.say(JobNews::Closing),
                 (Status::Over | Status::Unknown, _) => break,
                 (_, Some(trouble)) => self.say(JobNews::Waits(format!("{line} ({trouble})"))),
                 (_, None) => self.say(JobNews::Waits(line)),

@@ -117,6 +117,8 @@ struct Allocation {
     used: Instant,
     /// Since when its job waits for nodes.
     waits: Option<Instant>,
+    /// Its job has ended, and its nodes are cleaned up.
+    closing: bool,
     /// What its job is called.
     job: Option<String>,
     /// When the time of its job is over.
@@ -240,6 +242,7 @@ impl Clusters {
             orders,
             used: Instant::now(),
             waits: None,
+            closing: false,
             job: None,
             until: None,
         });
@@ -333,8 +336,31 @@ impl Clusters {
                 allocation.waits = None;
                 allocation.until = *until;
             }
+            JobNews::Closing => allocation.closing = true,
             JobNews::Ended => allocation.waits = None,
         }
+    }
+
+    /// Something has happened to an allocation: its job is asked for as soon as may be.
+    pub fn hurry(&self, name: &TargetName) {
+        let mut named = self
+            .allocations
+            .iter()
+            .filter(|allocation| allocation.name == *name);
+        if let Some(allocation) = named.next() {
+            allocation.cluster.watch().hurry();
+        }
+    }
+
+    /// Whether the job of an allocation is known to end, or to have ended.
+    pub fn is_ending(&self, name: &TargetName) -> bool {
+        let mut named = self
+            .allocations
+            .iter()
+            .filter(|allocation| allocation.name == *name);
+        named
+            .next()
+            .is_none_or(|allocation| allocation.closing || allocation.is_over())
     }
 
     /// What the job of an allocation is called.
