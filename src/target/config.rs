@@ -18,12 +18,15 @@ use crate::session::HOME;
 use crate::spelling::nearest;
 use crate::target::shared::Shared;
 
-pub use slurm::Slurm;
+pub use slurm::{Slurm, System};
 
 /// The name of the file.
 pub const FILE: &str = "cellferry.toml";
 
-const TYPES: [&str; 5] = ["local", "ssh", "slurm", "container", "kubernetes"];
+const TYPES: [&str; 6] = ["local", "ssh", "slurm", "pbs", "container", "kubernetes"];
+
+/// The types that are clusters with a batch system.
+const BATCH: [&str; 2] = ["slurm", "pbs"];
 const LOCAL_KEYS: [&str; 8] = [
     "type", "python", "conda", "setup", "workdir", "workers", "env", "gpus",
 ];
@@ -647,14 +650,14 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
             return Err(invalid("type", problem.to_owned()));
         }
         "ssh" => &SSH_KEYS,
-        "slurm" if name == HOME => {
+        "slurm" | "pbs" if name == HOME => {
             let problem = "`home` is this machine; give the cluster another name";
             return Err(invalid("type", problem.to_owned()));
         }
-        "slurm" => &slurm::KEYS,
+        "slurm" | "pbs" => &slurm::KEYS,
         kind => {
             let problem = format!(
-                "targets of type `{kind}` are not supported yet; use `local`, `ssh` or `slurm`"
+                "targets of type `{kind}` are not supported yet; use `local`, `ssh`, `slurm` or `pbs`"
             );
             return Err(invalid("type", problem));
         }
@@ -706,7 +709,7 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
     }
     let gpus = match table.get("gpus") {
         // Batch systems have their own way of asking.
-        _ if kind == "slurm" => 0,
+        _ if BATCH.contains(&kind) => 0,
         None => 0,
         Some(Value::Integer(count)) => {
             u32::try_from(*count).map_err(|_| invalid("gpus", "must be 0 or more".to_owned()))?
@@ -763,8 +766,11 @@ fn read_target(name: &str, value: &Value, file: &Path) -> Result<Target, ConfigE
             openssh,
             patience,
         })
-    } else if kind == "slurm" {
-        let slurm = slurm::read(table).map_err(|(key, problem)| invalid(&key, problem))?;
+    } else if BATCH.contains(&kind) {
+        let mut slurm = slurm::read(table).map_err(|(key, problem)| invalid(&key, problem))?;
+        if kind == "pbs" {
+            slurm.system = System::Pbs;
+        }
         Place::Slurm(Box::new(slurm))
     } else {
         Place::Local

@@ -94,7 +94,7 @@ def test_cells_at_the_same_time_use_several_nodes(cluster, slurm, kernel):
 def test_what_the_cluster_refuses_is_told_under_the_cell(cluster, slurm, kernel, keys, told):
     slurm(**keys)
     run = kernel.run("1", BIG)
-    assert run.error.startswith("SlurmError: big cannot be used: ") and told in run.error, run.error
+    assert run.error.startswith("BatchError: big cannot be used: ") and told in run.error, run.error
     slurm("good")
     assert kernel.run("1", on("good")).ok().result == "1"
 
@@ -417,3 +417,13 @@ def test_a_node_of_an_mpi_step_that_crashes_ends_the_step(cluster, slurm, start)
     no_jobs(cluster, 30)
     # What Slurm kills has no time to clear up; the next agent there does, after a while.
     cluster.on(first, "rm -rf /tmp/cellferry-* /dev/shm/cellferry-*")
+
+
+def test_a_cluster_by_the_commands_of_pbs(cluster, slurm, kernel):
+    slurm(type="pbs", nodes=2)
+    kernel.run("x = [1]").ok()
+    assert kernel.run("import os\nx.append(2)\nos.uname().nodename", BIG).ok().result.strip("'") in cluster.nodes
+    assert kernel.run("x").ok().result == "[1, 2]"
+    assert len(open_jobs(cluster)) == 1
+    kernel.request("shutdown_request", {"restart": False}, channel="control")
+    no_jobs(cluster)

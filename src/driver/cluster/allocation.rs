@@ -16,6 +16,7 @@ use crate::target::batch::watch::News;
 use crate::target::batch::{
     BatchError, End, Ending, Job, JobId, JobKey, Request, Running, Status, Waiting, script,
 };
+use crate::target::config::System;
 use crate::target::ssh::agents;
 use crate::target::ssh::bootstrap;
 
@@ -222,7 +223,7 @@ impl Keeper {
         if let Err(reason) = self.install(&folder).await {
             let _ = script::remove(commands, &folder).await;
             return Err(Problem::new(
-                "SlurmError",
+                "BatchError",
                 format!("{} cannot be used: {reason}", self.name),
             ));
         }
@@ -239,7 +240,10 @@ impl Keeper {
         let agent = agent.map(str::to_owned);
         let job = Job {
             request: self.request.clone(),
-            script: script::slurm(&folder, &agent, self.setup.as_deref()),
+            script: match self.cluster.system() {
+                System::Slurm => script::slurm(&folder, &agent, self.setup.as_deref()),
+                System::Pbs => script::pbs(&folder, &agent, self.setup.as_deref()),
+            },
             folder: folder.clone(),
             key,
         };
@@ -334,7 +338,11 @@ impl Keeper {
     /// Leaves word how the job is ended, for the gate.
     async fn note_cancel(&self, submitted: &Submitted) {
         let Submitted { job, folder, .. } = submitted;
-        let text = format!("exec bash -l -c 'exec scancel --quiet {job}'\n");
+        let command = match self.cluster.system() {
+            System::Slurm => "scancel --quiet",
+            System::Pbs => "qdel",
+        };
+        let text = format!("exec bash -l -c 'exec {command} {job}'\n");
         let (redirection, lines) = input(&text);
         let path = quoted(&format!("{folder}/cancel"));
         let lines = format!("umask 077; cat > {path}.new {redirection}{lines}mv {path}.new {path}");
@@ -366,7 +374,7 @@ impl Keeper {
                 () = given_up => {
                     let line = hopeless.unwrap_or_default();
                     let problem = format!("{} cannot be used: {line}; it would wait for ever, and was cancelled", self.name);
-                    self.ended(Problem::new("SlurmError", problem), Gone::Ended);
+                    self.ended(Problem::new("BatchError", problem), Gone::Ended);
                     self.cancel(submitted).await;
                     return;
                 }
@@ -427,7 +435,7 @@ impl Keeper {
 
     fn problem(&self, error: &BatchError) -> Problem {
         Problem::new(
-            "SlurmError",
+            "BatchError",
             format!("{} cannot be used: {error}", self.name),
         )
     }

@@ -29,27 +29,38 @@ use crate::session::TargetName;
 use crate::target::batch::commands::Commands;
 use crate::target::batch::watch::Watch;
 use crate::target::batch::{self, Batch, Request};
-use crate::target::config::Slurm;
-use crate::target::config::{Ssh, Target};
+use crate::target::config::{Slurm, Ssh, System, Target};
 use crate::target::shape::Shape;
 
 /// A cluster that this session has jobs on.
 pub struct Cluster {
     login: Arc<Login>,
-    batch: Arc<batch::slurm::Slurm>,
+    system: System,
+    batch: Arc<dyn Batch>,
+    commands: Commands,
     watch: Watch,
 }
 
 impl Cluster {
     /// That is reached so.
-    pub fn new(login: Login) -> Self {
+    pub fn new(login: Login, system: System) -> Self {
         let login = Arc::new(login);
-        let batch = Arc::new(batch::slurm::Slurm::new(login.clone()));
+        let batch: Arc<dyn Batch> = match system {
+            System::Slurm => Arc::new(batch::slurm::Slurm::new(login.clone())),
+            System::Pbs => Arc::new(batch::pbs::Pbs::new(login.clone())),
+        };
         Self {
             watch: Watch::start(batch.clone()),
+            commands: Commands::new(batch.system(), login.clone()),
+            system,
             login,
             batch,
         }
+    }
+
+    /// What gives out its nodes.
+    pub fn system(&self) -> System {
+        self.system
     }
 
     /// The way to it.
@@ -64,7 +75,7 @@ impl Cluster {
 
     /// Runs commands there.
     pub fn commands(&self) -> &Commands {
-        self.batch.commands()
+        &self.commands
     }
 
     /// What becomes of jobs.
@@ -93,7 +104,7 @@ pub struct Clusters {
     /// For the allocations that the next kernel may take over.
     shelf: Option<Shelf>,
     /// By how they are reached.
-    clusters: Vec<(Option<Ssh>, Arc<Cluster>)>,
+    clusters: Vec<((Option<Ssh>, System), Arc<Cluster>)>,
     allocations: Vec<Allocation>,
     /// How many allocations each target has had.
     had: HashMap<String, u32>,
@@ -209,7 +220,7 @@ impl Clusters {
         };
         let made_from = format!("{login:?} {slurm:?} {:?} {}", target.setup, shape.name());
         let fingerprint = blake3::hash(made_from.as_bytes()).to_hex().to_string();
-        let cluster = self.cluster(&name, login, run_dir, events);
+        let cluster = self.cluster(&name, (login, slurm.system), run_dir, events);
         let request = slurm.request.raised(&shape.resources);
         let nodes = (1..=request.nodes.get())
             .map(|number| (format!("{name}, node {number}").into(), false))
@@ -251,21 +262,21 @@ impl Clusters {
     fn cluster(
         &mut self,
         asker: &TargetName,
-        login: Option<Ssh>,
+        way: (Option<Ssh>, System),
         run_dir: Option<PathBuf>,
         events: &mpsc::UnboundedSender<FromLocation>,
     ) -> Arc<Cluster> {
-        if let Some((_, cluster)) = self.clusters.iter().find(|(known, _)| *known == login) {
+        if let Some((_, cluster)) = self.clusters.iter().find(|(known, _)| *known == way) {
             return cluster.clone();
         }
-        let host = login.clone().map(|ssh| Host {
+        let host = way.0.clone().map(|ssh| Host {
             target: asker.clone(),
             ssh,
             run_dir,
             events: events.clone(),
         });
-        let cluster = Arc::new(Cluster::new(Login::new(host)));
-        self.clusters.push((login, cluster.clone()));
+        let cluster = Arc::new(Cluster::new(Login::new(host), way.1));
+        self.clusters.push((way, cluster.clone()));
         cluster
     }
 

@@ -205,7 +205,7 @@ impl Way for Node {
 
     fn problem(&self, reason: &str) -> Problem {
         Problem::new(
-            "SlurmError",
+            "BatchError",
             format!("{} cannot be used: {reason}", self.location),
         )
     }

@@ -124,7 +124,8 @@ pub fn slurm(folder: &str, agent: &[String], setup: Option<&str>) -> String {
 pub fn pbs(folder: &str, agent: &[String], setup: Option<&str>) -> String {
     let slurm = slurm(folder, agent, setup);
     let (redirection, slurm) = super::shell::input(&slurm);
-    let node = format!("{}exit $code\n", node(agent, setup));
+    // The agent learns its number as in a job of Slurm's.
+    let node = format!("export SLURM_NODEID=$1\n{}exit $code\n", node(agent, setup));
     let (node_redirection, node) = super::shell::input(&node);
     let login = if setup.is_some() { "-l " } else { "" };
     // What pbsdsh starts has next to no environment, so the node's part is a file. The lines of the node file are its
@@ -139,12 +140,13 @@ pub fn pbs(folder: &str, agent: &[String], setup: Option<&str>) -> String {
          exec bash \"$folder/slurm.sh\"\n\
          fi\n\
          cat > \"$folder/node.sh\" {node_redirection}{node}\
-         number=0; seen=' '\n\
+         number=0; nodes=0; seen=' '\n\
          while read -r host; do\n\
          case $seen in\n\
          *\" $host \"*) ;;\n\
          *) seen=\"$seen$host \"\n\
-         pbsdsh -n $number /bin/bash {login}\"$folder/node.sh\" </dev/null >> \"$folder/node-${{host%%.*}}.log\" 2>&1 & ;;\n\
+         pbsdsh -n $number /bin/bash {login}\"$folder/node.sh\" $nodes </dev/null >> \"$folder/node-${{host%%.*}}.log\" 2>&1 &\n\
+         nodes=$((nodes + 1)) ;;\n\
          esac\n\
          number=$((number + 1))\n\
          done < \"$PBS_NODEFILE\"\n\

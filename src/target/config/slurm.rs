@@ -1,4 +1,4 @@
-//! Targets of type `slurm`: what their table says.
+//! Targets of types `slurm` and `pbs`: what their table says.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -45,9 +45,20 @@ const IDLE: Duration = Duration::from_secs(600);
 /// How long an allocation waits for its kernel to come back.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// A cluster that runs Slurm, and what allocations on it ask for.
+/// What gives out a cluster's nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum System {
+    /// Slurm.
+    Slurm,
+    /// Torque, OpenPBS or PBS Professional.
+    Pbs,
+}
+
+/// A cluster that runs Slurm, or PBS, and what allocations on it ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slurm {
+    /// By which commands.
+    pub system: System,
     /// Where its commands are run: a target of type `ssh`, or a host; `None` for this machine.
     pub login: Option<String>,
     /// What a job asks for, unless a cell needs more.
@@ -93,6 +104,7 @@ pub fn read(table: &Table) -> Result<Slurm, Problem> {
         options: reader.options()?,
     };
     Ok(Slurm {
+        system: System::Slurm,
         login: reader.word("login")?,
         request,
         folder: reader.folder()?,
