@@ -37,9 +37,9 @@ class Kernel:
     def pid(self):
         return self.manager.provisioner.process.pid
 
-    def send(self, code, target=None):
-        """Sends a cell and returns its id."""
-        metadata = {"workflow": {"target": target}} if target else {}
+    def send(self, code, target=None, **more):
+        """Sends a cell and returns its id. `more` is what else its metadata say."""
+        metadata = {"workflow": {"target": target, **more}} if target else {}
         content = {
             "code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False,
             "stop_on_error": True,
@@ -61,10 +61,10 @@ class Kernel:
             if seen["msg_type"] == "status" and seen["content"]["execution_state"] == "idle":
                 idles.discard(seen["parent_header"].get("msg_id"))
 
-    def seconds(self, code, target=None):
+    def seconds(self, code, target=None, **more):
         """Runs a cell; returns the seconds from sending it to having both its reply and its idle."""
         began = time.perf_counter()
-        self.wait({self.send(code, target)})
+        self.wait({self.send(code, target, **more)})
         return time.perf_counter() - began
 
     def value(self, expression, target=None):

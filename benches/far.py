@@ -1,4 +1,4 @@
-"""What the benchmarks of far hosts share: hosts of `tests/testbed` on this machine, and links like those of users."""
+"""What the benchmarks of far hosts and of clusters share: hosts of `tests/testbed` on this machine, and links like those of users."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "clients"))
 
-from bed import Bed, requirements  # noqa: E402
+from bed import SLURM_PROGRAMS, Bed, Cluster, requirements  # noqa: E402
 from common import folder  # noqa: E402
 
 # A link as users have it: its rate, and milliseconds that every packet takes, each way.
@@ -26,10 +26,20 @@ workers = 2
 """
 
 
+SLURM_TARGET = """
+[targets.{name}]
+type = "slurm"
+login = "login"
+python = "{python}"
+nodes = 2
+cpus = 4
+"""
+
+
 @contextmanager
-def hosts():
-    """A bed, and a folder whose `cellferry.toml` names the targets `local`, `node1` and `node2`."""
-    bed = Bed.start(requirements())
+def used(kind, programs=()):
+    """A bed of this kind that HOME leads to, and a folder whose `cellferry.toml` names the target `local`."""
+    bed = kind.start(requirements(programs))
     try:
         with (
             pytest.MonkeyPatch.context() as patch,
@@ -37,11 +47,31 @@ def hosts():
             folder() as path,
             bed.used(Path(home), patch),
         ):
-            with (path / "cellferry.toml").open("a") as config:
-                config.writelines(TARGET.format(name=name, python=bed.python) for name in bed.hosts[1:])
             yield bed, path
     finally:
         bed.stop()
+
+
+def define(bed, path, target, names):
+    """Adds targets to `cellferry.toml`."""
+    with (path / "cellferry.toml").open("a") as config:
+        config.writelines(target.format(name=name, python=bed.python) for name in names)
+
+
+@contextmanager
+def hosts():
+    """A bed, and a folder whose `cellferry.toml` names the targets `local`, `node1` and `node2`."""
+    with used(Bed) as (bed, path):
+        define(bed, path, TARGET, bed.hosts[1:])
+        yield bed, path
+
+
+@contextmanager
+def cluster(*names):
+    """Real Slurm, and a folder whose `cellferry.toml` has targets of these names on two of its three nodes."""
+    with used(Cluster, SLURM_PROGRAMS) as (bed, path):
+        define(bed, path, SLURM_TARGET, names)
+        yield bed, path
 
 
 @contextmanager

@@ -20,6 +20,9 @@ use crate::{AgentError, OWN_PROGRAM};
 /// How long to wait before the gate is looked for again.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// The same when it has not been there yet: it starts about when the node does, and a cell waits for both. Doubled each time.
+const SOON: Duration = Duration::from_millis(10);
+
 /// How often the gate must have been out of reach, though it is there, before the mailbox is used.
 const TRIES: u32 = 2;
 
@@ -104,12 +107,14 @@ impl Drop for Going {
 /// Goes to the gate again and again, and passes on each stream that comes of it.
 async fn go(allocation: Allocation, number: u32, wanting: mpsc::Sender<Wanted>) {
     let mut unreached = 0;
+    let mut pause = SOON;
     loop {
         let begun = Instant::now();
         let visited = match (allocation.addresses(), allocation.secret()) {
             (Ok(addresses), Ok(secret)) => match reach(&addresses, &secret).await {
                 Ok(greeted) => {
                     unreached = 0;
+                    pause = AGAIN;
                     wait(greeted, number).await
                 }
                 Err(reason) if unreached + 1 < TRIES => {
@@ -133,7 +138,8 @@ async fn go(allocation: Allocation, number: u32, wanting: mpsc::Sender<Wanted>) 
             }
             Err(error) => tracing::info!("not at the gate: {error}"),
         }
-        sleep(AGAIN.saturating_sub(begun.elapsed())).await;
+        sleep(pause.saturating_sub(begun.elapsed())).await;
+        pause = (pause * 2).min(AGAIN);
     }
 }
 
