@@ -427,3 +427,34 @@ def test_a_cluster_by_the_commands_of_pbs(cluster, slurm, kernel):
     assert len(open_jobs(cluster)) == 1
     kernel.request("shutdown_request", {"restart": False}, channel="control")
     no_jobs(cluster)
+
+
+def test_shutdown_cancels_a_job_that_waits(cluster, slurm, kernel):
+    slurm(nodes=3)
+    other = cluster.slurm("sbatch --parsable -N3 --exclusive --output=/dev/null --wrap 'sleep 1000'", user="bob")
+    wait_until(lambda: cluster.job(other)["JobState"] == "RUNNING", 20, lambda: cluster.job(other))
+    run = kernel.send("1", BIG)
+    kernel.read_until(lambda: " waits" in notices(run), 60)
+    kernel.request("shutdown_request", {"restart": False}, channel="control")
+    wait_until(lambda: not cluster.slurm("squeue -h -u alice", user=None), 10, lambda: cluster.slurm("squeue"))
+    cluster.slurm(f"scancel {other}", user=None)
+    cluster.left_within = 20
+
+
+def test_two_kernels_at_once_have_jobs_of_their_own(cluster, slurm, start):
+    slurm()
+    one, two = start(), start()
+    runs = [kernel.send(f"x = {number}\nx", BIG) for number, kernel in enumerate((one, two))]
+    for kernel, run in zip((one, two), runs, strict=True):
+        kernel.finish(run)
+    assert [run.ok().result for run in runs] == ["0", "1"]
+    assert len(open_jobs(cluster)) == 2
+
+
+def test_large_values_and_what_cannot_be_carried(cluster, slurm, kernel):
+    slurm(nodes=2, memory="1500M")
+    kernel.run("import numpy as np\nbig = np.arange(20_000_000)\ngen = (i for i in range(3))").ok()
+    assert kernel.run("int(big.sum())", BIG).ok().result == "199999990000000"
+    assert "`gen`" in kernel.run("next(gen)", BIG).error
+    kernel.run("big += 1", BIG).ok()
+    assert kernel.run("int(big[0])").ok().result == "1"
