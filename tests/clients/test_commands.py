@@ -174,7 +174,7 @@ def test_check_knows_the_targets_of_each_notebook(call, targets, tmp_path):
     """A `cellferry.toml` nearer to one of them, and a notebook's own deployments. No target is started."""
     targets.define("left", python="/nowhere/python")
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "cellferry.toml").write_text('[targets.near]\ntype = "local"\n[targets.far]\ntype = "slurm"\n')
+    (tmp_path / "deep" / "cellferry.toml").write_text('[targets.near]\ntype = "local"\n[targets.far]\ntype = "container"\n')
     write(tmp_path / "a.ipynb", ("1", "left"), ("2", "near"))
     write(tmp_path / "deep" / "b.ipynb", ("1", "left"), ("2", "near"))
     made = notebook(("1", "own"), ("2", "far"))
@@ -183,7 +183,7 @@ def test_check_knows_the_targets_of_each_notebook(call, targets, tmp_path):
     done = call("check", "a.ipynb", "deep/b.ipynb", "deep/c.ipynb", expect=1)
     assert done.stdout.count("error: ") == 2
     assert "a.ipynb: cell 2 (id cell-1) `2`: no target `near`" in done.stdout
-    assert "deep/c.ipynb: cell 2" in done.stdout and "cells cannot run on targets of type `slurm` yet" in done.stdout
+    assert "deep/c.ipynb: cell 2" in done.stdout and "type `container` are not supported yet" in done.stdout
     assert call("check", "deep/b.ipynb").stdout == "ok: 2 cells in 1 notebook, targets `left`, `near`\n"
 
 
