@@ -438,7 +438,7 @@ WRONG = {
     "word for a list": ({"target": "left", "step": {"in": "x"}}, ["workflow.step.in"]),
     "word for a switch": ({"target": "left", "step": {"autoin": "yes"}}, ["workflow.step.autoin"]),
     "unknown key of a step": ({"target": "left", "step": {"inn": ["x"]}}, ["workflow.step.inn", "`in`"]),
-    "resources": ({"target": "left", "resources": {"cpus": 2}}, ["workflow.resources", "not supported yet"]),
+    "resources": ({"target": "left", "resources": {"gpus": 1}}, ["workflow.resources.gpus", "has no GPUs"]),
     "key of resources": ({"target": "left", "resources": {"cpu": 2}}, ["workflow.resources.cpu", "`cpus`"]),
     "amount without a unit": ({"target": "left", "resources": {"memory": 16}}, ["workflow.resources.memory", '"16G"']),
     "scatter": ({"target": "left", "step": {"scatter": {"items": ["x"]}}}, ["scatter", "not supported yet"]),
