@@ -55,24 +55,24 @@ wait""",
 }
 
 
-def worker():
-    """The program that stands for Python."""
-    command = ["cargo", "build", "--release", "-p", "cellferry-kernel", "--example", "worker", "--message-format=json"]
+def program(package, name):
+    """A program of this folder: `worker` stands for Python."""
+    command = ["cargo", "build", "--release", "--quiet", "-p", package, "--example", name, "--message-format=json"]
     lines = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     built = [message["executable"] for message in map(json.loads, lines) if message.get("executable")]
     return built[-1]
 
 
 @contextmanager
-def world(way, count, program):
+def world(way, count, worker):
     """A folder with the targets, and PATH and HOME as the kernel is to have them."""
     path = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
     before = dict(os.environ)
     try:
         if way == "local":
-            text = "".join(LOCAL.format(number=number, worker=program) for number in range(count))
+            text = "".join(LOCAL.format(number=number, worker=worker) for number in range(count))
         else:
-            text = NODES.format(worker=program, folder=path, count=count)
+            text = NODES.format(worker=worker, folder=path, count=count)
             (path / "bin").mkdir()
             for name, lines in PROGRAMS.items():
                 file = path / "bin" / name
@@ -99,8 +99,8 @@ def used(pid):
     return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
 
 
-def measure(way, count, program):
-    with world(way, count, program) as path:
+def measure(way, count, worker):
+    with world(way, count, worker) as path:
         kernel = Kernel("cellferry", path)
         try:
             pid = kernel.pid
@@ -122,14 +122,14 @@ def measure(way, count, program):
             time.sleep(IDLE)
             idle = (used(pid) - before) / IDLE
             whole, own = memory(pid)
-            agents = sum(1 for _ in agents_of(path, pid, way))
+            attached = workers_of(path, pid, way)
         finally:
             kernel.close()
     found = {
         "memory": own - alone, "idle": idle, "step": taken, "step_cpu": cpu, "start": start, "start_cpu": start_cpu
     }  # fmt: skip
     print(
-        f"{way:6s}{count:5d} agents ({agents} found)  memory {whole / 1e6:6.1f} MB, {(own - alone) / count / 1e3:6.1f} kB each  "
+        f"{way:6s}{count:5d} agents ({attached} with a worker)  memory {whole / 1e6:6.1f} MB, {(own - alone) / count / 1e3:6.1f} kB each  "
         f"idle {100 * idle:6.3f} % of a CPU  start {start:7.2f} s ({start_cpu:.2f} s the kernel)  "
         f"step to each {1e3 * taken:8.1f} ms, {1e3 * taken / count:6.2f} ms each ({1e3 * cpu / count:.2f} ms the kernel)",
         flush=True,
@@ -137,8 +137,9 @@ def measure(way, count, program):
     return found
 
 
-def agents_of(path, pid, way):
-    """The agents' processes that belong to a kernel."""
+def workers_of(path, pid, way):
+    """How many of the agents' processes that belong to a kernel have a worker."""
+    parents, agents, workers = {}, set(), []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -147,17 +148,35 @@ def agents_of(path, pid, way):
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if way == "local" and parent == pid and words[1:2] == [b"agent"]:
-            yield entry
-        if way == "nodes" and words[1:2] == [b"node"] and words[3:4] and words[3].startswith(bytes(path)):
-            yield entry
+        parents[int(entry.name)] = parent
+        is_local = way == "local" and parent == pid and words[1:2] == [b"agent"]
+        is_node = way == "nodes" and words[1:2] == [b"node"] and words[0].startswith(bytes(path))
+        if is_local or is_node:
+            agents.add(int(entry.name))
+        if b"-f" in words and words[1:3] == [b"-m", b"ipykernel_launcher"]:
+            workers.append(int(entry.name))
+    return len({parents[worker] for worker in workers} & agents)
+
+
+def simulated(counts):
+    """The session alone, with simulated workers."""
+    run = [program("cellferry", "session"), *map(str, counts)]
+    for line in subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines():
+        found = json.loads(line)
+        count, started, seconds = found["workers"], found["started"], found["seconds"]
+        print(
+            f"alone {count:5d} simulated workers ({started} started)  step to each {1e3 * seconds:8.1f} ms, "
+            f"{1e3 * seconds / count:6.2f} ms each",
+            flush=True,
+        )
 
 
 def main(ways=("local", "nodes"), counts=COUNTS):
-    program = worker()
+    worker = program("cellferry-kernel", "worker")
+    simulated((*counts, 3 * counts[-1]))
     held = True
     for way in ways:
-        found = [measure(way, count, program) for count in counts]
+        found = [measure(way, count, worker) for count in counts]
         growth = counts[-1] / counts[0]
         for name, title in (("memory", "memory"), ("step_cpu", "kernel's time for a step to each")):
             ratio = found[-1][name] / max(found[0][name], 1e-9) / growth

@@ -38,8 +38,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 let orders: Value = serde_json::from_slice(&message.metadata)?;
                 if let Some(orders) = orders.get("cellferry") {
                     let code = message.parse_content::<Value>()?["code"].clone();
-                    publish("execute_input", json!({"code": code, "execution_count": orders["count"]}));
-                    if let Some((_, path)) = code.as_str().and_then(|code| code.split_once("# until ")) {
+                    publish(
+                        "execute_input",
+                        json!({"code": code, "execution_count": orders["count"]}),
+                    );
+                    if let Some((_, path)) =
+                        code.as_str().and_then(|code| code.split_once("# until "))
+                    {
                         while !Path::new(path.trim()).exists() {
                             tokio::time::sleep(LOOK).await;
                         }
@@ -50,9 +55,19 @@ async fn main() -> Result<(), Box<dyn Error>> {
             }
             _ => json!({"status": "ok"}),
         };
-        let reply = author.message(&msg_type.replace("_request", "_reply"), Some(&message), &content);
+        let reply = author.message(
+            &msg_type.replace("_request", "_reply"),
+            Some(&message),
+            &content,
+        );
         let identities = message.identities.clone();
-        outbox.send(channel, Message { identities, ..reply });
+        outbox.send(
+            channel,
+            Message {
+                identities,
+                ..reply
+            },
+        );
         publish("status", json!({"execution_state": "idle"}));
         if msg_type == "shutdown_request" {
             break;
