@@ -269,7 +269,8 @@ def pipeline(bed, path):
 
 def main():
     with cluster("big", *(f"wait{number}" for number in range(WAITING))) as (bed, path):
-        return all([bench(bed, path) for bench in (first_cell, second_cell, launch, polls, pipeline)])
+        results = [bench(bed, path) for bench in (first_cell, second_cell, launch, polls, pipeline)]
+    return all(results)
 
 
 if __name__ == "__main__":
