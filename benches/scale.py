@@ -5,7 +5,7 @@ ways: each on a `local` target of its own; or on the nodes of one allocation, by
 where programs of Slurm's names start the processes that Slurm would start. What both sides do competes for the
 same processors, so what the kernel itself takes is given, too.
 
-`scale.py [--local|--nodes] [COUNT…]`: 10, 30, 100 and 300 of each without arguments; 1000 take some 5 GB. First the session
+`scale.py [--local|--nodes] [COUNT…]`: 10, 30, 100 and 300 of each without arguments. First the session
 is measured alone, with simulated workers: three times as many at the end."""
 
 import json
