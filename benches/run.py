@@ -11,10 +11,12 @@ import latency_far
 import memory
 import overlap
 import plan
+import scale
+import slurm
 import start
 
 if __name__ == "__main__":
     near = (start, latency, carry, memory, overlap, plan, analysis)
-    far = (latency_far, carry_far, interrupt_far)
+    far = (latency_far, carry_far, interrupt_far, slurm, scale)
     results = [bench.main() for bench in (*near, *far)]
     sys.exit(not all(results))

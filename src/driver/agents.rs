@@ -328,14 +328,13 @@ impl Agents {
                 self.prepare(target)?;
                 let run_dir = self.run_dir.as_ref().map(|dir| dir.path().to_owned());
                 let place = (&definition, &**slurm, login);
-                let workers = &self.workers;
-                let load = |location: &TargetName| {
-                    let there = workers.values().filter(|seat| seat.location == *location);
-                    there.fold(Load::default(), |load, seat| Load {
-                        workers: load.workers + 1,
-                        gpus: load.gpus + seat.gpus.len(),
-                    })
-                };
+                let mut loads: HashMap<&TargetName, Load> = HashMap::new();
+                for seat in self.workers.values() {
+                    let load = loads.entry(&seat.location).or_default();
+                    load.workers += 1;
+                    load.gpus += seat.gpus.len();
+                }
+                let load = |location: &TargetName| loads.get(location).copied().unwrap_or_default();
                 let clusters = &mut self.clusters;
                 let found = clusters.node(place, &shape, run_dir, &self.events, load);
                 let seat = Seat {

@@ -123,7 +123,7 @@ impl Namespace {
         self.entries.get(name)
     }
 
-    pub(super) fn apply(&mut self, delta: &Delta) {
+    pub(crate) fn apply(&mut self, delta: &Delta) {
         for (name, entry) in &delta.entries {
             match entry {
                 Some(entry) => self.entries.insert(name.clone(), entry.clone()),

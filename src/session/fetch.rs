@@ -1,12 +1,13 @@
 //! Bringing to a run's worker what the run lacks there, then giving it the cell.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use cellferry_wire::protocol::WorkerId;
 
-use super::Session;
 use super::event::{Effect, Orders};
 use super::run::{Run, RunId, Running, State, Undo};
+use super::{Session, Views};
 use crate::ledger::{Namespace, Plan, Put};
 use crate::name::Name;
 
@@ -97,6 +98,7 @@ impl Session {
             return false;
         };
         let mut changed = false;
+        let mut views = Views::default();
         for other in self.may_move() {
             if other == id {
                 continue;
@@ -105,10 +107,19 @@ impl Session {
                 .runs
                 .get(&other)
                 .is_some_and(|run| run.state.is_waiting())
+                && self.place(other)
             {
-                changed |= self.place(other);
+                changed = true;
+                views = Views::default();
             }
-            let Some(Prepared { mut plan, .. }) = self.prepare(other) else {
+            let Some(run) = self.runs.get(&other).filter(|run| wanting(run).is_some()) else {
+                continue;
+            };
+            let view = match &run.unseen {
+                Some(unseen) => unseen.view.clone(),
+                None => self.next_view(&mut views, run.seq),
+            };
+            let Some(Prepared { mut plan, .. }) = self.prepare_in(other, view) else {
                 continue;
             };
             plan.takes.retain(|holder, _| *holder == worker);
@@ -118,24 +129,25 @@ impl Session {
             if let Some(run) = self.runs.get_mut(&other) {
                 run.uses.clone_from(&plan.touched);
             }
-            changed |= self.take(other, plan);
+            if self.take(other, plan) {
+                changed = true;
+                views = Views::default();
+            }
         }
         changed
     }
 
     fn prepare(&self, id: RunId) -> Option<Prepared> {
         let run = self.runs.get(&id)?;
-        let (worker, arrived): (_, &[Put]) = match &run.state {
-            State::Fetching {
-                worker,
-                arrived,
-                pending,
-            } if pending.is_empty() => (*worker, arrived),
-            State::Starting { worker } if run.transfers.is_empty() => (*worker, &[]),
-            _ => return None,
-        };
+        wanting(run)?;
+        self.prepare_in(id, self.view_of(run))
+    }
+
+    /// The same with the names as the run sees them.
+    fn prepare_in(&self, id: RunId, view: Arc<Namespace>) -> Option<Prepared> {
+        let run = self.runs.get(&id)?;
+        let (worker, arrived) = wanting(run)?;
         let target = &run.cell.target;
-        let view = self.view_of(run);
         let cost = |holder: WorkerId| {
             let elsewhere = self
                 .workers
@@ -374,5 +386,18 @@ impl Session {
             self.effects.push(Effect::Discard(id));
         }
         true
+    }
+}
+
+/// The worker of a run for which nothing is on its way, and what has been brought there for it.
+fn wanting(run: &Run) -> Option<(WorkerId, &[Put])> {
+    match &run.state {
+        State::Fetching {
+            worker,
+            arrived,
+            pending,
+        } if pending.is_empty() => Some((*worker, arrived)),
+        State::Starting { worker } if run.transfers.is_empty() => Some((*worker, &[])),
+        _ => None,
     }
 }

@@ -91,6 +91,13 @@ enum Queued {
     PassOn(WorkerId, Arc<Asked>),
 }
 
+/// How far [`Session::next_view`] has come in the queue, and the names as they are there. Good until a run changes its state.
+#[derive(Default)]
+struct Views {
+    position: usize,
+    view: Option<Arc<Namespace>>,
+}
+
 /// The state machine.
 #[derive(Debug, Default)]
 pub struct Session {
@@ -105,6 +112,8 @@ pub struct Session {
     unseen: BTreeSet<RunId>,
     retiring: Retiring,
     next_worker: u32,
+    /// How many workers there have been at once.
+    most_workers: usize,
     next_run: u64,
     next_seq: u64,
     next_transfer: u64,
@@ -127,6 +136,13 @@ impl Session {
 
     /// Takes one event; returns what must be done, in order.
     pub fn handle(&mut self, event: Event) -> Vec<Effect> {
+        let spoken_of = match &event {
+            Event::Busy(worker, run)
+            | Event::Report(worker, run, _)
+            | Event::Replied(worker, run, _)
+            | Event::Idle(worker, run) => Some((*worker, *run)),
+            _ => None,
+        };
         match event {
             Event::Warm => {
                 self.home_worker();
@@ -169,8 +185,19 @@ impl Session {
                 outcome,
             } => self.carried(transfer, to, outcome),
         }
-        self.advance();
+        // With a thousand workers there is too much to look at to do it whenever one of them says something.
+        if !spoken_of.is_some_and(|(worker, run)| self.goes_on(worker, run)) {
+            self.advance();
+        }
         std::mem::take(&mut self.effects)
+    }
+
+    /// Whether the run is not done yet in this worker: then nothing that has been said of it moves anything.
+    fn goes_on(&self, worker: WorkerId, run: RunId) -> bool {
+        match self.runs.get(&run).map(|run| &run.state) {
+            Some(State::Running(running)) => running.worker == worker && !running.done(),
+            _ => false,
+        }
     }
 
     /// Which versions there are, and who holds them.
@@ -401,15 +428,28 @@ impl Session {
 
     /// The names as they are at a place of program order, as far as what comes before is done.
     fn view(&self, seq: u64) -> Arc<Namespace> {
-        let earlier = self
-            .in_order()
-            .filter_map(|id| self.runs.get(&id))
-            .take_while(|run| run.seq < seq);
-        let deltas = earlier.filter_map(|run| match &run.state {
-            State::Finished(finished) => Some(&finished.delta),
-            _ => None,
-        });
-        self.ledger.after(deltas)
+        let mut views = Views::default();
+        self.next_view(&mut views, seq)
+    }
+
+    /// The same for one place after the other: each costs only what comes between it and the one before.
+    fn next_view(&self, views: &mut Views, seq: u64) -> Arc<Namespace> {
+        let Views { position, view } = views;
+        let view = view.get_or_insert_with(|| self.ledger.after([]));
+        while let Some(queued) = self.queue.get(*position) {
+            let run = match queued {
+                Queued::Run(id) => self.runs.get(id),
+                Queued::PassOn(..) => None,
+            };
+            if run.is_some_and(|run| run.seq >= seq) {
+                break;
+            }
+            if let Some(State::Finished(finished)) = run.map(|run| &run.state) {
+                Arc::make_mut(view).apply(&finished.delta);
+            }
+            *position += 1;
+        }
+        view.clone()
     }
 
     /// Moves on whatever can.

@@ -1,5 +1,6 @@
 //! Which runs may start before their turn, and on which worker a run goes.
 
+use std::cell::LazyCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,10 +12,32 @@ use super::run::{Run, RunId, State};
 use super::{HOME, Queued, Session, TargetName, Worker};
 use crate::graph::Reason;
 
-/// How many runs after the front are looked at: there are never as many workers.
+/// How many runs after the front are looked at, at least.
 const WINDOW: usize = 256;
 
+/// The workers of a target that have something to do.
+#[derive(Default)]
+struct Busy {
+    /// For every run.
+    always: usize,
+    /// For runs up to this place of program order, which one of theirs that is finished has.
+    until: Vec<u64>,
+}
+
+impl Busy {
+    /// How many are, for a run at this place of program order.
+    fn at(&self, seq: u64) -> usize {
+        self.always + self.until.iter().filter(|until| **until >= seq).count()
+    }
+}
+
 impl Session {
+    /// How many runs after the front are looked at: twice as many as there have been workers at once, so that there is always
+    /// work for more of them. It never shrinks, since what has been given to a worker must stay in sight.
+    fn window(&self) -> usize {
+        WINDOW.max(2 * self.most_workers)
+    }
+
     /// Moves on what may run ahead of its turn; whether anything changed.
     pub(super) fn ahead(&mut self) -> bool {
         let mut changed = false;
@@ -34,7 +57,8 @@ impl Session {
         let mut open: BTreeSet<Place> = BTreeSet::new();
         // How many earlier runs still wait for a worker of each target.
         let mut claims: BTreeMap<&str, usize> = BTreeMap::new();
-        for queued in self.queue.iter().take(WINDOW) {
+        let busy = LazyCell::new(|| self.busy_workers());
+        for queued in self.queue.iter().take(self.window()) {
             // What a comm message does is known only to its worker.
             let Queued::Run(id) = queued else { break };
             let Some(run) = self.runs.get(id) else {
@@ -43,7 +67,7 @@ impl Session {
             if !run.begun {
                 let may_start = || {
                     let before = claims.get(&*run.cell.target).copied().unwrap_or(0);
-                    !run.in_turn && before < self.free_places(run) && !self.reads(run, &open)
+                    !run.in_turn && before < free_places(run, &busy) && !self.reads(run, &open)
                 };
                 if !run.state.is_waiting() || may_start() {
                     found.push(*id);
@@ -66,15 +90,21 @@ impl Session {
         found
     }
 
-    /// How many more runs the target of this one could take now.
-    fn free_places(&self, run: &Run) -> usize {
-        let of_target = |(id, worker): &(&WorkerId, &Worker)| {
-            worker.target == run.cell.target && !worker.spare && !self.is_retiring(**id)
-        };
-        let busy = self.workers.iter().filter(of_target);
-        let is_busy = |(_, worker): &(&WorkerId, &Worker)| !self.is_free(worker, run.seq);
-        let busy = busy.filter(is_busy).count();
-        (run.cell.workers.max(1) as usize).saturating_sub(busy)
+    /// The workers that have something to do, by target.
+    fn busy_workers(&self) -> BTreeMap<&str, Busy> {
+        let mut found: BTreeMap<&str, Busy> = BTreeMap::new();
+        for (id, worker) in &self.workers {
+            if worker.spare || self.is_retiring(*id) {
+                continue;
+            }
+            let busy = found.entry(&*worker.target).or_default();
+            match self.busy_until(worker) {
+                Some(u64::MAX) => busy.always += 1,
+                Some(until) => busy.until.push(until),
+                None => {}
+            }
+        }
+        found
     }
 
     /// Whether the run reads what one of the open runs may write, or must follow it.
@@ -181,18 +211,26 @@ impl Session {
 
     /// The runs whose turn comes soonest.
     pub(super) fn near(&self) -> impl Iterator<Item = (RunId, &Run)> {
-        let near = self.in_order().take(WINDOW);
+        let near = self.in_order().take(self.window());
         near.filter_map(|id| Some((id, self.runs.get(&id)?)))
     }
 
     /// Whether a run at this place of program order can be given to the worker.
     fn is_free(&self, worker: &Worker, seq: u64) -> bool {
-        let done_before = |id: &RunId| {
-            self.runs
-                .get(id)
-                .is_none_or(|run| run.state.is_finished() && run.seq < seq)
-        };
-        worker.dying.is_none() && worker.runs.iter().all(done_before)
+        self.busy_until(worker).is_none_or(|until| until < seq)
+    }
+
+    /// The last place of program order at which the worker can take no run; [`u64::MAX`] while it works.
+    fn busy_until(&self, worker: &Worker) -> Option<u64> {
+        if worker.dying.is_some() {
+            return Some(u64::MAX);
+        }
+        let runs = worker.runs.iter().filter_map(|id| self.runs.get(id));
+        runs.map(|run| match run.state.is_finished() {
+            true => run.seq,
+            false => u64::MAX,
+        })
+        .max()
     }
 
     /// Whether a cell runs in the worker: then it answers nothing else.
@@ -228,6 +266,7 @@ impl Session {
             spare: false,
         };
         self.workers.insert(id, worker);
+        self.most_workers = self.most_workers.max(self.workers.len());
         self.effects.push(Effect::StartWorker {
             worker: id,
             target,
@@ -253,4 +292,11 @@ impl Session {
             .count();
         Some(self.count + u32::try_from(before).unwrap_or(u32::MAX) + 1)
     }
+}
+
+/// How many more runs the target of this one could take now.
+fn free_places(run: &Run, busy: &BTreeMap<&str, Busy>) -> usize {
+    let busy = busy.get(&*run.cell.target);
+    let busy = busy.map_or(0, |busy| busy.at(run.seq));
+    (run.cell.workers.max(1) as usize).saturating_sub(busy)
 }

@@ -12,6 +12,9 @@
 mod check;
 mod fault;
 mod generate;
+#[allow(dead_code)] // It is a program, too.
+#[path = "../../benches/session.rs"]
+mod many;
 mod memory;
 mod program;
 mod random;
@@ -56,6 +59,12 @@ fn many_machines_are_as_one_kernel() {
         "{notebooks} notebooks, {events} events in {seconds:.1} s: {:.1} million a minute\n{statistics:?}",
         events as f64 / seconds * 60.0 / 1e6
     );
+}
+
+#[test]
+fn a_thousand_workers_are_used_at_once() {
+    let mut session = cellferry::session::Session::new();
+    assert_eq!(many::round(&mut session, 1000), 1000);
 }
 
 /// A fault that so many notebooks do not show would not be found in the session either.

@@ -119,6 +119,7 @@ async fn go(allocation: Allocation, number: u32, wanting: mpsc::Sender<Wanted>) 
                 }
                 Err(reason) if unreached + 1 < TRIES => {
                     unreached += 1;
+                    pause = AGAIN;
                     Err(io::Error::other(reason))
                 }
                 Err(reason) => {
