@@ -45,7 +45,7 @@ def no_jobs(cluster, seconds=10):
 def test_cells_run_in_one_job_that_shutdown_ends(cluster, slurm, kernel):
     slurm()
     kernel.run("x = [1, 2]").ok()
-    assert jobs(cluster) == []
+    assert open_jobs(cluster) == []
     run = kernel.run("import os\nx.append(3)\nprint(os.uname().nodename, x)", BIG)
     node = run.ok().text().split()[0]
     assert node in cluster.nodes and run.text() == f"{node} [1, 2, 3]\n"

@@ -99,12 +99,15 @@ pub struct Load {
     pub gpus: usize,
 }
 
+/// How a cluster is reached, and what gives out its nodes.
+type Reached = (Option<Ssh>, System);
+
 /// All allocations of this session.
 pub struct Clusters {
     /// For the allocations that the next kernel may take over.
     shelf: Option<Shelf>,
     /// By how they are reached.
-    clusters: Vec<((Option<Ssh>, System), Arc<Cluster>)>,
+    clusters: Vec<(Reached, Arc<Cluster>)>,
     allocations: Vec<Allocation>,
     /// How many allocations each target has had.
     had: HashMap<String, u32>,
@@ -262,7 +265,7 @@ impl Clusters {
     fn cluster(
         &mut self,
         asker: &TargetName,
-        way: (Option<Ssh>, System),
+        way: Reached,
         run_dir: Option<PathBuf>,
         events: &mpsc::UnboundedSender<FromLocation>,
     ) -> Arc<Cluster> {
