@@ -32,6 +32,8 @@ fn step(workers: u32) -> Event {
         retry: 0,
         needed: needed(&analysis, Some(&workflow)),
         files: Arc::default(),
+        gather: Vec::new(),
+        time: None,
         access: Accesses::default().next(&analysis, Some(&workflow)),
         definitions: analysis.definitions,
         called: Vec::new(),
