@@ -109,11 +109,11 @@ def targets(tmp_path):
 @pytest.fixture
 def hosts(bed, tmp_path, request):
     """Defines targets of type `ssh`: `hosts.define("node1", key=value…)`. Its parameter, if it has one, is their transport."""
-    keys = {"transport": request.param} if hasattr(request, "param") else {}
+    usual = {"transport": request.param} if hasattr(request, "param") else {}
 
     class Hosts(dict):
         def define(self, name, **keys):
-            table = self.setdefault(name, {"type": "ssh", "host": name, "python": bed.python, **keys})
+            table = self.setdefault(name, {"type": "ssh", "host": name, "python": bed.python, **usual})
             table.update(keys)
             write_targets(tmp_path / "cellferry.toml", self)
             return table

@@ -138,7 +138,9 @@ def test_a_transfer_between_hosts_that_lose_each_other(bed, hosts, kernel, heals
 
 def test_a_long_silent_cell_while_the_link_breaks(bed, hosts, kernel):
     """Two hosts at once, each in its own way, for longer than it takes to notice; they go on meanwhile."""
-    source = "open('begun', 'w').close()\nbegun{0} = time.time()\ntime.sleep(30)\ntook{0} = time.time() - begun{0}\nprint('done')"
+    source = (
+        "open('begun', 'w').close()\nbegun{0} = time.time()\ntime.sleep(30)\ntook{0} = time.time() - begun{0}\nprint('done')"
+    )
     for place in (NODE1, NODE2):
         kernel.run("import time", place).ok()
     runs = [kernel.send(source.format(node), on(f"node{node}")) for node in (1, 2)]

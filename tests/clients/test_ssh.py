@@ -1,5 +1,6 @@
 """Targets of type `ssh` on real hosts: logging in, the agent's way there, values, and what a user sees of it."""
 
+import platform
 import re
 import sys
 
@@ -95,6 +96,33 @@ def test_a_home_that_is_nearly_full(bed, hosts, kernel):
     # The agent's program stays for the next time, in the second best place.
     assert "agent-" in bed.on("node1", "ls /var/tmp/cellferry-*")
     bed.on("node1", "rm -r /var/tmp/cellferry-*")
+
+
+def test_agents_that_nobody_uses_go(bed, hosts, kernel):
+    for name, days in (("agent-old", 40), ("agent-other", 10), (".agent-77", 2)):
+        bed.write("node1", f".cache/cellferry/{name}", "an agent")
+        bed.on("node1", f"touch -d '{days} days ago' ~/.cache/cellferry/{name}", user=bed.user)
+    bed.on("node1", "chmod 700 ~/.cache/cellferry", user=bed.user)
+    assert where(kernel, "node1") == "node1"
+    (ours,) = set(bed.on("node1", "ls -A ~/.cache/cellferry", user=bed.user).split()) - {"agent-other"}
+    # What is used is not old.
+    bed.on("node1", f"touch -d '40 days ago' ~/.cache/cellferry/{ours}", user=bed.user)
+    hosts.define("again", host="node1")
+    assert where(kernel, "again") == "node1"
+    assert bed.on("node1", "find ~/.cache/cellferry -name 'agent-*' -mtime -1", user=bed.user).endswith(f"{ours}\n")
+
+
+@both
+def test_an_agent_of_another_build_is_refused_by_name(bed, hosts, start, tmp_path, monkeypatch):
+    """One that greets and says no more."""
+    program = tmp_path / "agents" / platform.machine() / "cellferry-agent"
+    program.parent.mkdir(parents=True)
+    greeting = r"\000cellferry\n\000\000\000\003\0169.9.9+00000000\001"
+    program.write_text(f"#!/bin/sh\nif [ $1 = attach ]; then printf '{greeting}'; cat > /dev/null; fi\n")
+    monkeypatch.setenv("CELLFERRY_AGENTS", str(tmp_path / "agents"))
+    failed = start().run("1", on("node1"))
+    assert failed.error.startswith("AgentError:") and "`node1`" in failed.error and "restart the kernel" in failed.error
+    assert "build 9.9.9+00000000" in failed.error and str(tmp_path / "agents") in failed.error
 
 
 def test_a_host_without_python(bed, hosts, kernel):

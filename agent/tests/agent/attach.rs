@@ -10,7 +10,8 @@ use cellferry_wire::{Connection, Line, WireError};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, read};
+use nix::unistd::{Pid, geteuid, read};
+use tokio::io::AsyncWriteExt;
 use tokio::process::Child;
 use tokio::time::timeout;
 
@@ -211,6 +212,19 @@ async fn an_agent_without_a_link_for_too_long_ends_and_is_not_found_again() {
         )
     );
     assert!(output.stdout.is_empty());
+}
+
+#[tokio::test]
+async fn an_agent_of_another_build_than_its_kernel_does_not_wait_for_it() {
+    let kernel = Kernel::new(600);
+    let mut process = kernel.command(false).spawn().unwrap();
+    let mut greeting = b"\0cellferry\n\0\0\0\x03\x0e".to_vec();
+    greeting.extend_from_slice(b"0.0.0+00000000");
+    let mut stdin = process.stdin.take().unwrap();
+    stdin.write_all(&greeting).await.unwrap();
+    let directory = PathBuf::from(format!("/tmp/cellferry-{}/{}", geteuid(), kernel.name));
+    assert!(timeout(LIMIT, process.wait()).await.unwrap().is_ok());
+    eventually("the agent is gone", || !directory.exists()).await;
 }
 
 #[tokio::test]

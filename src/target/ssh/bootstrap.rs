@@ -18,6 +18,9 @@ const MARK: &str = "cellferry: ";
 /// How much a login shell may print before our own words, in bytes.
 const NOISE: u64 = 256 << 10;
 
+/// A program that has not been used for so many days goes when another one comes. One that runs does not mind.
+const UNUSED_DAYS: u32 = 30;
+
 /// How long a command may take to end that says nothing more.
 const END: Duration = Duration::from_secs(2);
 
@@ -190,7 +193,7 @@ fn look(programs: &[Program], conversation: &str, patience: u64, existing: bool)
         "case \"$(uname -s) $(uname -m)\" in {cases}*) echo; echo \"{MARK}unknown $(uname -s) $(uname -m)\"; exit 3;; esac; \
          for d in {places}; do a=\"$d/agent-$h\"; \
          if [ -O \"$d\" ] && [ -x \"$a\" ] && \"$a\" check $h 2>/dev/null; then \
-         echo; echo \"{MARK}found\"; exec \"$a\" attach --conversation {conversation} --patience {patience}{existing}; fi; done; \
+         touch \"$a\" 2>/dev/null; echo; echo \"{MARK}found\"; exec \"$a\" attach --conversation {conversation} --patience {patience}{existing}; fi; done; \
          echo; echo \"{MARK}missing $(uname -m)\""
     ))
 }
@@ -207,7 +210,8 @@ async fn store(
         "umask 077; d=\"{place}\"; n=\"$d/.agent-$$\"; echo; \
          if {{ mkdir -p \"$d\" && chmod 700 \"$d\" && [ -O \"$d\" ] && cat > \"$n\" && chmod 700 \"$n\" \
          && \"$n\" check {hash} && mv -f \"$n\" \"$d/agent-{hash}\"; }} 2>&1; \
-         then echo \"{MARK}stored\"; else rm -f \"$n\"; echo; echo \"{MARK}failed $d\"; fi"
+         then find \"$d\" -name \"agent-*\" -mtime +{UNUSED_DAYS} -exec rm -f {{}} + 2>/dev/null; \
+         find \"$d\" -name \".agent-*\" -mtime +1 -exec rm -f {{}} + 2>/dev/null; echo \"{MARK}stored\"; else rm -f \"$n\"; echo; echo \"{MARK}failed $d\"; fi"
     ));
     let Process {
         mut stdin,
