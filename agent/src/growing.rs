@@ -25,7 +25,7 @@ impl Growing {
     /// A value of `size` bytes in the agent's own directory.
     pub fn segment(path: PathBuf, size: u64) -> Result<Self, String> {
         let growing = Self::create(path.clone(), path)?;
-        growing.with_room(size, has_room)
+        growing.with_room(size, set_size)
     }
 
     /// A file of the user's, with the directories that it needs. It replaces one of its name only when it is whole.
@@ -147,9 +147,9 @@ pub fn make_directories(path: &Path) -> Result<(), String> {
         .map_err(|error| format!("cannot make the directory `{}`: {error}", path.display()))
 }
 
-/// Looks whether there is room for a value. To reserve it would take a quarter of a second for each gigabyte of shared memory,
-/// in which nothing could be written yet.
-fn has_room(file: &File, size: u64) -> io::Result<()> {
+/// Gives the file of a value its size if there is room. That takes none of the room; but a limit on the size of files shows. To
+/// reserve the room would take a quarter of a second for each gigabyte of shared memory, in which nothing could be written yet.
+fn set_size(file: &File, size: u64) -> io::Result<()> {
     let system = fstatvfs(file)?;
     let free = system
         .blocks_available()
@@ -157,7 +157,6 @@ fn has_room(file: &File, size: u64) -> io::Result<()> {
     if size > free {
         return Err(Errno::ENOSPC.into());
     }
-    // It takes no room, but a limit on the size of files shows.
     file.set_len(size)
 }
 

@@ -284,7 +284,13 @@ def test_a_worker_that_the_system_kills_for_its_memory(bed, hosts, kernel, turn)
         bed.memory("node1", "400m")
     except Unavailable as reason:
         pytest.skip(str(reason))
-    run = kernel.run("print('many', flush=True)\nmany = bytearray(800_000_000)", NODE1)
+    # What a process has said when it is killed is lost with it unless ZeroMQ's thread has had its turn, so the first
+    # run goes on only once its output has been seen.
+    wait = "import os, time\nwhile not os.path.exists(os.path.expanduser('~/seen')): time.sleep(0.01)"
+    run = kernel.send(f"print('many', flush=True)\n{wait}\nmany = bytearray(800_000_000)", NODE1)
+    kernel.read_printed(run, "many")
+    bed.write("node1", "seen", "")
+    kernel.finish(run)
     assert run.error.startswith("WorkerDied:") and "memory" in run.error and "tried 2 times" in run.error, run.error
     assert run.text() == "many\n"
     assert agents(bed, "node1") and len(workers(bed, "node1")) <= 1

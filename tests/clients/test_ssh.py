@@ -102,9 +102,13 @@ def test_agents_that_nobody_uses_go(bed, hosts, kernel):
     for name, days in (("agent-old", 40), ("agent-other", 10), (".agent-77", 2)):
         bed.write("node1", f".cache/cellferry/{name}", "an agent")
         bed.on("node1", f"touch -d '{days} days ago' ~/.cache/cellferry/{name}", user=bed.user)
+    # What agents keep below is no program of ours, whatever it is called.
+    bed.write("node1", ".cache/cellferry/below/agent-mine", "not an agent")
+    bed.on("node1", "touch -d '40 days ago' ~/.cache/cellferry/below/agent-mine", user=bed.user)
     bed.on("node1", "chmod 700 ~/.cache/cellferry", user=bed.user)
     assert where(kernel, "node1") == "node1"
-    (ours,) = set(bed.on("node1", "ls -A ~/.cache/cellferry", user=bed.user).split()) - {"agent-other"}
+    (ours,) = set(bed.on("node1", "ls -A ~/.cache/cellferry", user=bed.user).split()) - {"agent-other", "below"}
+    bed.on("node1", "rm ~/.cache/cellferry/below/agent-mine", user=bed.user)
     # What is used is not old.
     bed.on("node1", f"touch -d '40 days ago' ~/.cache/cellferry/{ours}", user=bed.user)
     hosts.define("again", host="node1")

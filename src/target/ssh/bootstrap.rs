@@ -217,8 +217,8 @@ async fn store(
         "umask 077; d=\"{place}\"; n=\"$d/.agent-$$\"; echo; \
          if {{ mkdir -p \"$d\" && chmod 700 \"$d\" && [ -O \"$d\" ] && cat > \"$n\" && chmod 700 \"$n\" \
          && \"$n\" check {hash} && mv -f \"$n\" \"$d/agent-{hash}\"; }} 2>&1; \
-         then find \"$d\" -name \"agent-*\" -mtime +{UNUSED_DAYS} -exec rm -f {{}} + 2>/dev/null; \
-         find \"$d\" -name \".agent-*\" -mtime +1 -exec rm -f {{}} + 2>/dev/null; echo \"{MARK}stored\"; else rm -f \"$n\"; echo; echo \"{MARK}failed $d\"; fi"
+         then find \"$d\" -maxdepth 1 -type f \"(\" -name \"agent-*\" -mtime +{UNUSED_DAYS} -o -name \".agent-*\" -mtime +1 \")\" \
+         -exec rm -f {{}} + 2>/dev/null; echo \"{MARK}stored\"; else rm -f \"$n\"; echo; echo \"{MARK}failed $d\"; fi"
     ));
     let Process {
         mut stdin,
