@@ -18,7 +18,7 @@ MACHINES = {"x86_64": "Advanced Micro Devices X86-64", "aarch64": "AArch64"}
 GLIBC = (2, 17)
 LIBRARIES = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1"}
 # Over the user's link, once a host.
-LARGEST = 6 << 20
+LARGEST = 8 << 20
 HELLO = b"\0cellferry\n"
 
 

@@ -57,6 +57,21 @@ def test_cells_run_in_one_job_that_shutdown_ends(cluster, slurm, kernel):
     no_jobs(cluster)
 
 
+def test_free_nodes_are_taken_without_a_batch_job(cluster, slurm, kernel):
+    """And a cell there sees of the job what it would see in a batch job."""
+    slurm(cpus=2)
+    slurm("queued", cpus=2, options={"comment": "x", "mail-type": "NONE"})
+    variables = "import os\nprint(sorted(name for name in os.environ if name.startswith('SLURM')))"
+    told = {}
+    for target, batch in (("big", "0"), ("queued", "1")):
+        told[target] = set(ast.literal_eval(kernel.run(variables, on(target)).ok().text()))
+        (job,) = open_jobs(cluster)
+        assert cluster.job(str(job))["BatchFlag"] == batch
+        kernel.run(f"%cellferry release {target}").ok()
+        no_jobs(cluster)
+    assert told["queued"] - told["big"] <= {"SLURM_NODE_ALIASES"}
+
+
 def test_a_cell_that_waits_shows_why_and_then_where_it_runs(cluster, slurm, kernel):
     slurm(nodes=3)
     other = cluster.slurm("sbatch --parsable -N3 --exclusive --output=/dev/null --wrap 'sleep 1000'", user="bob")

@@ -35,10 +35,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// How far an allocation is.
 #[derive(Clone, Debug)]
 pub enum JobState {
-    /// It is not submitted yet.
+    /// It has no folder yet.
     Preparing,
-    /// It is in the hands of the batch system.
-    Submitted {
+    /// Its nodes, should it get any, find there what they need.
+    Prepared {
         /// Its folder.
         folder: String,
     },
@@ -172,7 +172,7 @@ impl Keeper {
             Some(submitted) => submitted,
             None => self.make(submitting).await?,
         };
-        self.state.send_replace(JobState::Submitted {
+        self.state.send_replace(JobState::Prepared {
             folder: submitted.folder.clone(),
         });
         Ok(submitted)
@@ -247,6 +247,10 @@ impl Keeper {
             folder: folder.clone(),
             key,
         };
+        // The way to the nodes is made while they are waited for.
+        self.state.send_replace(JobState::Prepared {
+            folder: folder.clone(),
+        });
         let _ = submitting.send(true);
         let id = match self.submit(&job).await {
             Ok(id) => id,

@@ -11,7 +11,6 @@ mod node;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -201,7 +200,7 @@ impl Clusters {
             cluster: allocation.cluster.clone(),
             job: allocation.state.clone(),
             gpus: allocation.gpus(),
-            login_reached: AtomicBool::new(false),
+            login_reached: watch::Sender::new(None),
         }
     }
 
@@ -443,7 +442,7 @@ impl Clusters {
     /// Whether nodes use the mailboxes of their allocations, since they cannot connect to the login node.
     pub async fn uses_mail(&self) -> bool {
         for allocation in &self.allocations {
-            let JobState::Submitted { folder } = allocation.state.borrow().clone() else {
+            let JobState::Prepared { folder } = allocation.state.borrow().clone() else {
                 continue;
             };
             let lines = format!("ls -A {folder}/mail 2>/dev/null");

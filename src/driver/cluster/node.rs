@@ -3,7 +3,6 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +10,7 @@ use cellferry_ssh::{Client, Exit, SshError};
 use futures::FutureExt;
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::super::far::{Broken, Opened, Way};
 use super::Cluster;
@@ -19,11 +18,14 @@ use super::allocation::JobState;
 use crate::session::{Gone, Problem, TargetName};
 use crate::target::ssh::bootstrap::{self, BootstrapError};
 
-/// How long a node may be out of reach whose login node can be reached.
+/// How long a node may be out of reach once its login node is reached.
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long to wait for the batch system's word on why a node's agent has gone.
 const WHY: Duration = Duration::from_secs(25);
+
+/// How long a login node may take to be connected to before it counts as out of reach for now.
+const AT_HAND: Duration = Duration::from_secs(1);
 
 /// How long a connection may take to start a command before it counts as lost.
 const SLOW: Duration = Duration::from_secs(10);
@@ -47,17 +49,17 @@ pub struct Node {
     pub cluster: Arc<Cluster>,
     /// What becomes of the job.
     pub job: watch::Receiver<JobState>,
-    /// Whether the login node was reached when the node was tried last.
-    pub login_reached: AtomicBool,
+    /// Since when the login node has been reached, if it was when the node was tried last.
+    pub login_reached: watch::Sender<Option<Instant>>,
 }
 
 impl Node {
-    /// The folder of the job, once it is submitted.
+    /// The folder of the job, once it is prepared.
     async fn folder(&self) -> Result<String, Broken> {
         let mut job = self.job.clone();
         let settled = job.wait_for(|state| !matches!(state, JobState::Preparing));
         match settled.await.as_deref() {
-            Ok(JobState::Submitted { folder, .. }) => Ok(folder.clone()),
+            Ok(JobState::Prepared { folder, .. }) => Ok(folder.clone()),
             Ok(JobState::Ended(problem, gone)) => Err(Broken::Ended(problem.clone(), *gone)),
             Ok(JobState::Preparing) | Err(_) => Err(Broken::Lost(self.gone())),
         }
@@ -74,7 +76,6 @@ impl Node {
     }
 
     async fn reach(&self, folder: &str, conversation: &str) -> Result<Opened, Broken> {
-        let again = |reason: String| Broken::Again(reason);
         let words = format!(
             "reach --allocation {folder} --node {} --conversation {conversation} --patience {}",
             self.number,
@@ -84,11 +85,20 @@ impl Node {
         let Some(host) = login.host() else {
             return self.found(here(folder, &words)?, None).await;
         };
-        self.login_reached.store(false, Ordering::Relaxed);
-        let client = login
-            .client(host, super::login::Login::group(self.number))
-            .await
-            .map_err(|error| again(error.to_string()))?;
+        let unreached = |reason: String| {
+            self.login_reached.send_replace(None);
+            Broken::Again(reason)
+        };
+        let mut connecting =
+            std::pin::pin!(login.client(host, super::login::Login::group(self.number)));
+        let client = match timeout(AT_HAND, &mut connecting).await {
+            Ok(client) => client,
+            Err(_) => {
+                self.login_reached.send_replace(None);
+                connecting.await
+            }
+        };
+        let client = client.map_err(|error| unreached(error.to_string()))?;
         let line = format!("exec \"$a\" {words}");
         let started = timeout(SLOW, bootstrap::run(&client, &line));
         let process = match started.await {
@@ -97,17 +107,21 @@ impl Node {
                 Err(BootstrapError::Ssh(SshError::Closed { .. })) | Err(BootstrapError::Broken(_)),
             ) => {
                 login.forget(&client).await;
-                return Err(again(
+                return Err(unreached(
                     "the connection to the login node was lost".to_owned(),
                 ));
             }
-            Ok(Err(error)) => return Err(again(error.to_string())),
+            Ok(Err(error)) => return Err(unreached(error.to_string())),
             Err(_) => {
                 login.forget(&client).await;
-                return Err(again("the login node does not answer".to_owned()));
+                return Err(unreached("the login node does not answer".to_owned()));
             }
         };
-        self.login_reached.store(true, Ordering::Relaxed);
+        self.login_reached.send_if_modified(|since| {
+            let is_new = since.is_none();
+            since.get_or_insert_with(Instant::now);
+            is_new
+        });
         let opened = Opened::over(process, client.clone(), false);
         self.found(opened, Some(client)).await
     }
@@ -126,7 +140,10 @@ impl Node {
         };
         let found = tokio::select! {
             found = bootstrap::answer(&mut opened.stdout) => found,
-            reason = closed => return Err(Broken::Again(reason)),
+            reason = closed => {
+                self.login_reached.send_replace(None);
+                return Err(Broken::Again(reason));
+            }
         };
         if matches!(found, Ok(Some(_))) {
             return Ok(opened);
@@ -181,10 +198,27 @@ impl Way for Node {
     }
 
     fn patience(&self) -> Duration {
-        if self.login_reached.load(Ordering::Relaxed) {
+        if self.login_reached.borrow().is_some() {
             self.patience.min(NODE_PATIENCE)
         } else {
             self.patience
+        }
+    }
+
+    fn deadline(&self, since: Instant, known: bool) -> Option<Instant> {
+        let last = since + self.patience;
+        match *self.login_reached.borrow() {
+            None => Some(last),
+            // Its job may still wait for nodes.
+            Some(_) if !known => None,
+            Some(reached) => Some(last.min(reached.max(since) + NODE_PATIENCE)),
+        }
+    }
+
+    async fn deadline_moved(&self) {
+        let mut reached = self.login_reached.subscribe();
+        if reached.changed().await.is_err() {
+            std::future::pending().await
         }
     }
 

@@ -91,7 +91,8 @@ pub fn secret(folder: &str) -> String {
 /// before it on each node.
 pub fn slurm(folder: &str, agent: &[String], setup: Option<&str>) -> String {
     let node = format!(
-        "{}if [ $code = {PATIENCE_OVER} ]; then\n\
+        "if [ -n \"$CELLFERRY_BEGUN\" ]; then unset CELLFERRY_BEGUN; echo 'cellferry: begun' >&2; exec 2>&1; fi\n\
+         {}if [ $code = {PATIENCE_OVER} ]; then\n\
          # Not left to the job's script: its node may be lost.\n\
          [ \"$SLURM_NODEID\" = 0 ] || sleep 10\nscancel --quiet \"$SLURM_JOB_ID\"\nfi\nexit $code\n",
         node(agent, setup)
@@ -100,7 +101,7 @@ pub fn slurm(folder: &str, agent: &[String], setup: Option<&str>) -> String {
     let login = if setup.is_some() { "-l " } else { "" };
     // The environment that sbatch makes of its options would be taken for options of the step, where they contradict
     // its own. `--overlap`: other steps have the nodes, too. `--no-kill`, `--kill-on-bad-exit=0`, `--wait=0`: what is lost on
-    // one node is no matter on the others.
+    // one node is no matter on the others. Where CELLFERRY_BEGUN is set, somebody waits for the first word of an agent.
     format!(
         "#!/bin/bash\n\
          folder={folder}\n\
@@ -111,7 +112,8 @@ pub fn slurm(folder: &str, agent: &[String], setup: Option<&str>) -> String {
          SLURM_NTASKS_PER_SOCKET SLURM_NTASKS_PER_CORE SLURM_TRES_PER_TASK SLURM_CPU_BIND SLURM_GPU_BIND SLURM_DISTRIBUTION\n\
          srun --export=ALL --overlap --no-kill --kill-on-bad-exit=0 --wait=0 --mpi=none --cpu-bind=none --mem=0 \
          --nodes=\"$SLURM_JOB_NUM_NODES\" --ntasks=\"$SLURM_JOB_NUM_NODES\" --ntasks-per-node=1 --input=none \
-         --output=\"$folder/node-%N.log\" --open-mode=append bash {login}-c \"$node\"\n\
+         --output=\"$folder/node-%N.log\" --open-mode=append ${{CELLFERRY_BEGUN:+--error=all}} \
+         bash {login}-c \"$node\"\n\
          code=$?\n\
          # It ended in good order: nobody will ask why.\n\
          [ $code != 0 ] || rm -rf \"$folder\"\n\

@@ -270,6 +270,9 @@ impl Last {
             "lacks support for cpu binding",
             "Job step aborted",
             "Force Terminated",
+            "cellferry: begun",
+            "Granted job allocation",
+            "Relinquishing job allocation",
         ];
         let lines: Vec<&str> = self
             .log

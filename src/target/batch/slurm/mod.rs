@@ -5,6 +5,7 @@
 //! who cancelled one.
 
 mod answers;
+mod at_once;
 mod reasons;
 
 use std::collections::{BTreeMap, HashMap};
@@ -17,7 +18,7 @@ use tokio::sync::OnceCell;
 use super::commands::{Commands, TIMED_OUT, tail};
 use super::request::{Choice, Request};
 use super::script::LOG;
-use super::shell::{Output, Shell, input, quoted};
+use super::shell::{Output, Shell, quoted};
 use super::{Batch, BatchError, Ending, Job, JobId, JobKey, Status};
 use answers::Row;
 
@@ -107,13 +108,22 @@ impl Slurm {
 
     /// Runs lines in which `command` matters, which is given up in time.
     async fn run(&self, command: &'static str, lines: &str) -> Result<Output, BatchError> {
+        self.run_within(command, lines, LIMIT).await
+    }
+
+    async fn run_within(
+        &self,
+        command: &'static str,
+        lines: &str,
+        limit: Duration,
+    ) -> Result<Output, BatchError> {
         // A user's own settings for these commands (which states to show, say) would change what they answer.
         let lines = format!(
             "for name in $(env | sed -n -e 's/^\\(SQUEUE_[A-Z_]*\\)=.*/\\1/p' -e 's/^\\(SACCT_[A-Z_]*\\)=.*/\\1/p'); \
              do unset \"$name\"; done\n\
              SLURM_TIME_FORMAT=%s; export SLURM_TIME_FORMAT\n{lines}"
         );
-        self.commands.run(command, &lines, LIMIT).await
+        self.commands.run(command, &lines, limit).await
     }
 
     /// The error, if the output says that the controller does not answer.
@@ -241,19 +251,14 @@ impl Batch for Slurm {
     }
 
     async fn submit(&self, job: &Job) -> Result<JobId, BatchError> {
-        let (redirection, script) = input(&job.script);
         let clean = if job.request.options.contains_key("export") {
             ""
         } else {
             CLEAN
         };
-        let words: Vec<String> = arguments(job).iter().map(|word| quoted(word)).collect();
-        let lines = format!(
-            "{clean}timeout -k 5 40 sbatch {} {redirection}{script}",
-            words.join(" ")
-        );
+        let lines = format!("{clean}{}", at_once::lines(job, &arguments(job)));
         // What the cluster is like is of use later; that it is not known is no obstacle.
-        let (output, _) = tokio::join!(self.run("sbatch", &lines), self.facts());
+        let (output, _) = tokio::join!(self.run_within("sbatch", &lines, 2 * LIMIT), self.facts());
         let output = output?;
         if output.code != Some(0) {
             return Err(self.refusal(&output, &job.request).await);
