@@ -44,7 +44,8 @@ nodes = {count}
 # The programs of Slurm, as far as they are needed here: one job, whose nodes are this machine. It is the job's script that
 # starts the agents, as it is.
 PROGRAMS = {
-    "sbatch": """cat > {folder}/script
+    "sbatch": """case " $* " in *" --test-only "*) exit 1 ;; esac
+cat > {folder}/script
 SLURM_JOB_ID=1 SLURM_JOB_NUM_NODES={count} setsid bash {folder}/script </dev/null >{folder}/log 2>&1 &
 echo $! > {folder}/job; echo 1""",
     "srun": """while [ "${{1#--}}" != "$1" ]; do shift; done
