@@ -122,3 +122,36 @@ def test_outputs_are_lists_by_rank_where_the_metadata_says_so(mpi, kernel):
     assert kernel.run("squares, first").ok().result == "([0, 1, 4], 0)"
     run = kernel.run("y = 1", on("left", step={"out": [{"name": "y", "gather": True}]}))
     assert run.error.startswith("MetadataError") and "ranks" in run.error
+
+
+def test_what_ranks_print_alike_comes_once(mpi, kernel):
+    kernel.run("from mpi4py import MPI\nrank = MPI.COMM_WORLD.rank", ranks(3)).ok()
+    # All print at the same time.
+    run = kernel.run("MPI.COMM_WORLD.Barrier()\nprint('same')\nprint('rank', rank)", ranks(3)).ok()
+    lines = run.text().splitlines()
+    assert lines[0] == "[0-2] same" and sorted(lines[1:]) == [f"[{rank}] rank {rank}" for rank in range(3)]
+
+
+def test_lines_of_ranks_that_print_much_stay_whole(mpi, kernel):
+    kernel.run("from mpi4py import MPI\nrank = MPI.COMM_WORLD.rank", ranks(4)).ok()
+    run = kernel.run("for n in range(25_000): print(n, 'of', rank)", ranks(4)).ok()
+    assert printed(run) == {rank: [f"{n} of {rank}" for n in range(25_000)] for rank in range(4)}
+
+
+def test_the_cell_after_ranks_that_were_given_up_is_not_disturbed(mpi, kernel):
+    kernel.run("from mpi4py import MPI\ncomm = MPI.COMM_WORLD", ranks(2)).ok()
+    kernel.run("if comm.rank == 0: 1 / 0\nwhile True: comm.Barrier()", ranks(2))
+    run = kernel.run("from mpi4py import MPI\nprint(MPI.COMM_WORLD.size)", ranks(2, retry=0)).ok()
+    assert printed(run) == {0: ["2"], 1: ["2"]} and run.text("stderr") == ""
+
+
+def test_ranks_that_await_something_are_interrupted(mpi, kernel):
+    kernel.run("import asyncio\nfrom mpi4py import MPI\nrank = MPI.COMM_WORLD.rank", ranks(2)).ok()
+    run = kernel.run("if rank == 1: 1 / 0\nawait asyncio.sleep(600)", ranks(2))
+    assert run.error == "ZeroDivisionError: division by zero" and run.text("stderr") == ""
+    run = kernel.send("print('now', flush=True)\nawait asyncio.sleep(600)", ranks(2))
+    kernel.read_until(lambda: "now" in run.text(), 20)
+    kernel.interrupt()
+    kernel.finish(run, timeout=20)
+    assert run.status == "error" and run.text("stderr") == ""
+    assert printed(kernel.run("print(rank)", ranks(2)).ok()) == {0: ["0"], 1: ["1"]}

@@ -20,6 +20,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -1050,6 +1051,13 @@ def request(stream, ident, parent):
 if "CELLFERRY_RANK" in os.environ:
     # What several ranks print at once must come at about the same time: ipykernel's own timers are far apart.
     sys.stdout.flush_interval = sys.stderr.flush_interval = 0.03
+
+# An interrupt of a cell that awaits something is noted for the event loop, which would sleep on until something else happens.
+wakes, waker = socket.socketpair()
+for end in (wakes, waker):
+    end.setblocking(False)
+kernel.io_loop.add_handler(wakes, lambda woken, _: woken.recv(4096), kernel.io_loop.READ)
+signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
 
 # A crash in compiled code says where: on the real stderr, since ipykernel's own dies with the process.
 real_stderr = getattr(sys.stderr, "_original_stdstream_copy", None)

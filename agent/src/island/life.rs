@@ -139,8 +139,8 @@ struct Island {
     nodes: Nodes,
     inbox: mpsc::Receiver<(usize, Option<(FromAgent, cellferry_wire::Held)>)>,
     lines: Lines,
-    /// What the waiting lines belong to.
-    printing: Bytes,
+    /// What the waiting lines belong to: its `msg_id`, and its header.
+    printing: (String, Bytes),
     rounds: VecDeque<Round>,
     gathering: Option<Gathering>,
     stages: Stages,
@@ -201,7 +201,7 @@ impl Island {
             nodes,
             inbox,
             lines: Lines::new(count),
-            printing: Bytes::new(),
+            printing: (String::new(), Bytes::new()),
             rounds: VecDeque::new(),
             gathering: None,
             stages: Stages::default(),
@@ -298,14 +298,6 @@ impl Island {
     async fn end(mut self, ending: Ending) -> FromAgent {
         let shown = self.lines.flush();
         self.print(shown);
-        // Ranks that had nothing to do with it are told as well as if they had ended.
-        for round in std::mem::take(&mut self.rounds) {
-            if round.has_failed() && !matches!(ending, Ending::Asked) {
-                for (channel, message) in round.outcome() {
-                    self.say(channel, message);
-                }
-            }
-        }
         self.stop(Duration::ZERO);
         for rank in &self.ranks {
             rank.sender.queue(ToAgent::Shutdown);
@@ -325,6 +317,15 @@ impl Island {
         // Without their connections the ranks end at once.
         self.ranks.clear();
         end(&mut self.launcher).await;
+        // Ranks that had nothing to do with it are told as well as if they had ended. That comes last: the kernel would give
+        // the next cell to ranks that are about to end.
+        for round in std::mem::take(&mut self.rounds) {
+            if round.has_failed() && !matches!(ending, Ending::Asked) {
+                for (channel, message) in round.outcome() {
+                    self.say(channel, message);
+                }
+            }
+        }
         let worst = |deaths: &[Death]| -> Option<(usize, Option<Exit>, String)> {
             let chosen = deaths.iter().min_by_key(|death| severity(death.exit))?;
             Some((chosen.rank, chosen.exit, chosen.last_words.clone()))
@@ -612,9 +613,11 @@ impl Island {
     }
 
     fn printed(&mut self, rank: usize, message: Message, now: Instant) {
-        if message.parent_header != self.printing {
+        // The ranks write one and the same header each in its own way.
+        let parent = message.parse_parent().unwrap_or_default().msg_id;
+        if parent != self.printing.0 {
             self.flush();
-            self.printing = message.parent_header.clone();
+            self.printing = (parent, message.parent_header.clone());
         }
         let content: Value = message.parse_content().unwrap_or_default();
         let name = match content["name"].as_str() {
@@ -877,7 +880,7 @@ impl Island {
 
     fn print(&mut self, shown: Vec<(Name, String)>) {
         for (name, text) in shown {
-            self.stream(name, &text, self.printing.clone());
+            self.stream(name, &text, self.printing.1.clone());
         }
     }
 

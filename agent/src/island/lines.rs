@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// How long a line waits for other ranks that print the same, and an unfinished one for its end.
 pub const HOLD: Duration = Duration::from_millis(100);
 
-/// After how long an unfinished line is shown though another one is unfinished, too.
+/// After how long an unfinished line is shown though another one is unfinished, too, or others go by.
 const TAKE: Duration = Duration::from_secs(1);
 
 /// How many lines wait at most; more are shown early.
@@ -95,6 +95,8 @@ pub struct Lines {
     after: Vec<usize>,
     begun: BTreeMap<(usize, Name), Begun>,
     open: Option<Open>,
+    /// When a line was ended last.
+    ended: Option<Instant>,
     out: Vec<(Name, String)>,
 }
 
@@ -108,6 +110,7 @@ impl Lines {
             after: vec![0; count],
             begun: BTreeMap::new(),
             open: None,
+            ended: None,
             out: Vec::new(),
         }
     }
@@ -138,6 +141,7 @@ impl Lines {
     }
 
     fn whole(&mut self, rank: usize, name: Name, text: String, now: Instant) {
+        self.ended = Some(now);
         let start = self.after[rank].saturating_sub(self.left);
         let like = self
             .queue
@@ -180,9 +184,13 @@ impl Lines {
         {
             self.show_front();
         }
+        // While lines go by, an unfinished one is most likely the beginning of one of them.
+        let busy = self.ended.is_some_and(|ended| ended + HOLD > now);
         let mut alike: BTreeMap<(Name, String), BTreeSet<usize>> = BTreeMap::new();
         for ((rank, name), begun) in &self.begun {
-            let due = begun.unseen.is_some_and(|(_, looked)| looked + HOLD <= now);
+            let due = begun.unseen.is_some_and(|(since, looked)| {
+                looked + HOLD <= now && (!busy || begun.rewritten || since + TAKE <= now)
+            });
             // Its own lines come first.
             if due && self.after[*rank] <= self.left {
                 let ranks = alike.entry((*name, begun.text.clone())).or_default();
@@ -212,11 +220,10 @@ impl Lines {
                 self.show(name, ranks, text, false);
             }
         }
-        // Whoever waits behind lines of its own is looked at when those are shown.
-        for ((rank, _), begun) in &mut self.begun {
+        // Whoever waits still is looked at again later.
+        for begun in self.begun.values_mut() {
             if let Some((_, looked)) = &mut begun.unseen
                 && *looked + HOLD <= now
-                && self.after[*rank] > self.left
             {
                 *looked = now;
             }
