@@ -61,7 +61,7 @@ pub fn in_allocation(target: &Target, mpi: &Mpi, count: NonZeroU32, needs: &Reso
     let command = match mpi {
         Mpi::Srun(kind) => srun(kind.as_deref(), count, needs),
         Mpi::Mpirun => {
-            let mut command = words(&["env"]);
+            let mut command = words(&["env", OVERLAP]);
             command.extend(words(&OPEN_MPI));
             command.extend(words(&["mpirun", "-n", &count.to_string()]));
             if let Some(nodes) = needs.nodes {
@@ -78,6 +78,10 @@ pub fn in_allocation(target: &Target, mpi: &Mpi, count: NonZeroU32, needs: &Reso
         gpus: needs.gpus,
     }
 }
+
+/// `mpirun` starts its daemons by a step of `srun`, which is to share the job with other steps as ours do: else it would wait
+/// for the end of the islands that there are.
+const OVERLAP: &str = "SLURM_OVERLAP=1";
 
 /// What srun takes from the environment for options, and the step that the agents are leaves there.
 const OF_AGENTS: [&str; 14] = [
@@ -218,5 +222,6 @@ mod tests {
                 .join(" ")
                 .ends_with("mpirun -n 5 -npernode 3")
         );
+        assert!(ranks.launcher.contains(&OVERLAP.to_owned()));
     }
 }

@@ -155,3 +155,53 @@ def test_ranks_that_await_something_are_interrupted(mpi, kernel):
     kernel.finish(run, timeout=20)
     assert run.status == "error" and run.text("stderr") == ""
     assert printed(kernel.run("print(rank)", ranks(2)).ok()) == {0: ["0"], 1: ["1"]}
+
+
+def test_a_crash_says_where_in_the_cell_it_was(mpi, start, monkeypatch):
+    # By which ipykernel would know that it is tested, and leave the standard streams alone.
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    kernel = start()
+    code = "from mpi4py import MPI\nimport ctypes\nif MPI.COMM_WORLD.rank == 1:\n    ctypes.string_at(0)\nMPI.COMM_WORLD.Barrier()"
+    run = kernel.run(code, ranks(2))
+    assert "rank 1 of `left[ranks=2]` died (signal 11, SIGSEGV" in run.error
+    assert "line 4 in " in run.error and "string_at" in run.error, run.error
+
+
+def test_ranks_that_wait_for_each_other_are_ended_by_a_second_interrupt(mpi, kernel):
+    kernel.run("from mpi4py import MPI\ncomm = MPI.COMM_WORLD", ranks(2)).ok()
+    run = kernel.send("print('now', flush=True)\ncomm.recv(source=1 - comm.rank)", ranks(2))
+    kernel.read_until(lambda: "now" in run.text(), 20)
+    kernel.interrupt()
+    kernel.read_until(lambda: "interrupt again" in run.text("stderr"), 20)
+    kernel.interrupt()
+    kernel.finish(run, timeout=20)
+    assert run.error == "KeyboardInterrupt: " and len(run.of_type("error")) == 1
+    run = kernel.run("from mpi4py import MPI\nprint(MPI.COMM_WORLD.allreduce(1))", ranks(2, retry=0)).ok()
+    assert printed(run) == {0: ["2"], 1: ["2"]} and run.text("stderr") == ""
+
+
+def test_files_are_there_for_all_ranks_and_come_home_when_all_have_made_theirs(mpi, kernel, tmp_path):
+    (tmp_path / "in.txt").write_text("data")
+    step = {"in": [{"type": "file", "value": "in.txt"}], "out": [{"type": "file", "value": ["log", "parts/*"]}]}
+    code = """
+from mpi4py import MPI
+import os
+rank = MPI.COMM_WORLD.rank
+text = open('in.txt').read()
+if rank == 0: open('log', 'w').write('made')
+os.makedirs('parts', exist_ok=True)
+if rank == 2: MPI.COMM_WORLD.recv(source=1)
+open(f'parts/{rank}', 'w').write(f'{rank} {text}')
+if rank == 1: MPI.COMM_WORLD.send(None, dest=2)
+"""
+    kernel.run(code, ranks(3, step=step)).ok()
+    made = {path.name: path.read_text() for path in (tmp_path / "parts").iterdir()}
+    assert made == {str(rank): f"{rank} data" for rank in range(3)} and (tmp_path / "log").read_text() == "made"
+    step = {"out": [{"type": "file", "value": "so_far"}]}
+    run = kernel.run("if rank == 0: open('so_far', 'w').close()\nif rank == 1: 1 / 0", ranks(3, step=step))
+    assert run.error == "ZeroDivisionError: division by zero" and (tmp_path / "so_far").exists()
+    run = kernel.run("1", ranks(3, step={"out": [{"type": "file", "value": "never"}]}))
+    assert run.error.startswith("FileError: `never`, an output of cell [3], is not on `left`")
+    run = kernel.run("1", ranks(3, step={"in": [{"type": "file", "value": "never"}]}))
+    assert run.error.startswith("FileError: `never`, an input of cell [4]")
+    assert printed(kernel.run("print(rank)", ranks(3)).ok()) == {rank: [str(rank)] for rank in range(3)}

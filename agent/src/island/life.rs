@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::gather::{Gathering, Step};
-use super::lines::{Lines, Name, shown};
+use super::lines::{Lines, Name, shown, without_boilerplate};
 use super::meeting::{Came, Link, Met, end, meet};
 use super::nodes::{Brought, Nodes};
 use super::requests::{For, whom};
@@ -83,7 +83,7 @@ pub async fn live(
                 island.ask(channel, parts);
             }
             let ending = island.relay(&mut commands).await;
-            island.end(ending).await
+            island.end(ending, &folder).await
         }
         Err(failure) => FromAgent::WorkerFailed { worker, failure },
     };
@@ -268,9 +268,17 @@ impl Island {
                 match round.due(now) {
                     Some(Due::Show) => self.show_error(index),
                     Some(Due::Interrupt(ranks)) => self.interrupt_ranks(&ranks),
+                    Some(Due::Tell(open)) => {
+                        let request = round.request.clone();
+                        self.say_stuck(&open, request);
+                    }
                     Some(Due::GiveUp) => {
                         let (open, request) = (round.open(), round.request.clone());
+                        let unshown = round.give_up(&self.author);
                         self.say_given_up(&open, request);
+                        if unshown {
+                            self.show_error(index);
+                        }
                         return Ending::GivenUp(open);
                     }
                     None => index += 1,
@@ -295,7 +303,7 @@ impl Island {
     }
 
     /// Ends what is left of it; the last that the kernel hears.
-    async fn end(mut self, ending: Ending) -> FromAgent {
+    async fn end(mut self, ending: Ending, folder: &Path) -> FromAgent {
         let shown = self.lines.flush();
         self.print(shown);
         self.stop(Duration::ZERO);
@@ -316,16 +324,11 @@ impl Island {
         let _ = tokio::time::timeout(GRACE, gone).await;
         // Without their connections the ranks end at once.
         self.ranks.clear();
+        // Once it is told to end, `mpirun` complains of that.
+        let words = self.launcher.words();
         end(&mut self.launcher).await;
-        // Ranks that had nothing to do with it are told as well as if they had ended. That comes last: the kernel would give
-        // the next cell to ranks that are about to end.
-        for round in std::mem::take(&mut self.rounds) {
-            if round.has_failed() && !matches!(ending, Ending::Asked) {
-                for (channel, message) in round.outcome() {
-                    self.say(channel, message);
-                }
-            }
-        }
+        // On a shared file system it may take a while.
+        let _ = std::fs::remove_dir_all(folder);
         let worst = |deaths: &[Death]| -> Option<(usize, Option<Exit>, String)> {
             let chosen = deaths.iter().min_by_key(|death| severity(death.exit))?;
             Some((chosen.rank, chosen.exit, chosen.last_words.clone()))
@@ -335,6 +338,7 @@ impl Island {
             signal: None,
             out_of_memory: None,
         };
+        let asked = matches!(ending, Ending::Asked);
         let (rank, exit, stderr_tail) = match ending {
             Ending::Asked => match self.deaths.iter().find(|death| death.rank == 0) {
                 Some(death) => (
@@ -347,6 +351,7 @@ impl Island {
             Ending::Deaths => match worst(&self.deaths) {
                 Some((rank, exit, last_words)) => {
                     let last_words = match last_words.trim() {
+                        "" if exit.is_some() => without_boilerplate(&words),
                         "" => self.launcher.last_words().await,
                         _ => last_words,
                     };
@@ -364,6 +369,15 @@ impl Island {
             }
             Ending::Launcher(exit) => (None, exit, self.launcher.last_words().await),
         };
+        // Ranks that had nothing to do with it are told as well as if they had ended. That comes last: the kernel would give
+        // the next cell to ranks that are about to end.
+        for round in std::mem::take(&mut self.rounds) {
+            if round.has_failed() && !asked {
+                for (channel, message) in round.outcome() {
+                    self.say(channel, message);
+                }
+            }
+        }
         FromAgent::WorkerDown {
             worker: self.worker,
             exit,
@@ -743,6 +757,21 @@ impl Island {
         if let Some(error) = self.rounds.get(index).and_then(Round::error) {
             self.say(Channel::Iopub, error);
         }
+    }
+
+    fn say_stuck(&mut self, ranks: &BTreeSet<usize>, request: Bytes) {
+        let (shown, seconds) = (shown(ranks), GRACE.as_secs());
+        let verb = if ranks.len() == 1 {
+            "one rank has"
+        } else {
+            "some ranks have"
+        };
+        let text = format!(
+            "Cellferry: {verb} not ended within {seconds} s after the interrupt: {shown}; what waits for other ranks inside of MPI \
+             cannot be interrupted: interrupt again to end all ranks, and with them their state\n"
+        );
+        self.flush();
+        self.stream(Name::Stderr, &text, request);
     }
 
     fn say_given_up(&mut self, ranks: &BTreeSet<usize>, request: Bytes) {

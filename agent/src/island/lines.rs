@@ -49,6 +49,24 @@ pub fn shown(ranks: &BTreeSet<usize>) -> String {
     text
 }
 
+/// What `mpirun` says when one of its processes has ended as none should: that, we tell ourselves.
+const BOILERPLATE: [&str; 3] = [
+    "has exited due to process rank",
+    "Primary job  terminated normally",
+    "noticed that process rank",
+];
+
+/// The last words of `mpirun` without the paragraphs that only say that a rank has died.
+pub fn without_boilerplate(last_words: &str) -> String {
+    let lines: Vec<&str> = last_words.lines().collect();
+    let paragraphs = lines.split(|line| line.len() > 20 && line.bytes().all(|byte| byte == b'-'));
+    let told = paragraphs.map(|lines| lines.join("\n"));
+    let told = told.filter(|text| {
+        !text.trim().is_empty() && !BOILERPLATE.iter().any(|part| text.contains(part))
+    });
+    told.collect::<Vec<_>>().join("\n")
+}
+
 /// A line with its ranks.
 fn labelled(ranks: &BTreeSet<usize>, text: &str) -> String {
     let space = if text.is_empty() { "" } else { " " };
@@ -327,6 +345,45 @@ mod tests {
         assert_eq!(ranks(&[3]), "3");
         assert_eq!(ranks(&[0, 1, 2, 3]), "0-3");
         assert_eq!(ranks(&[0, 2, 3, 9]), "0,2-3,9");
+    }
+
+    #[test]
+    fn only_what_is_new_is_left_of_mpiruns_words() {
+        let rule = "-".repeat(74);
+        let died = format!(
+            "{rule}\nmpirun noticed that process rank 1 with PID 0 on node x\nexited on signal 9.\n{rule}\n"
+        );
+        assert_eq!(without_boilerplate(&died), "");
+        let abort =
+            format!("{rule}\nMPI_ABORT was invoked on rank 1\nwith errorcode 3.\n{rule}\n{died}");
+        assert_eq!(
+            without_boilerplate(&abort),
+            "MPI_ABORT was invoked on rank 1\nwith errorcode 3."
+        );
+        assert_eq!(without_boilerplate("srun: error: x"), "srun: error: x");
+    }
+
+    #[test]
+    fn an_unfinished_line_waits_while_others_go_by() {
+        let (mut lines, mut now) = (Lines::new(2), Instant::now());
+        lines.print(0, Stdout, "half", now);
+        for _ in 0..9 {
+            now = later(now, 100);
+            lines.print(1, Stdout, "whole\n", now);
+            assert!(!text(lines.take(now)).contains("half"));
+        }
+        lines.print(0, Stdout, " a line\n", now);
+        now = later(now, 100);
+        assert_eq!(text(lines.take(now)), "[1] whole\n[0] half a line\n");
+        // But not for ever.
+        lines.print(0, Stdout, "prompt", now);
+        let mut shown = String::new();
+        for _ in 0..11 {
+            now = later(now, 100);
+            lines.print(1, Stdout, "whole\n", now);
+            shown += &text(lines.take(now));
+        }
+        assert!(shown.contains("[0] prompt"), "{shown}");
     }
 
     #[test]
