@@ -730,11 +730,12 @@ impl Driver {
                     exit,
                     stderr_tail,
                     rank,
+                    given_up,
                 },
             ) => {
                 let problem = self.agents.death_problem(worker, rank, &exit, &stderr_tail);
                 let how = agents::how(&exit);
-                if self.agents.may_end_with_job(worker, &exit) {
+                if !given_up && self.agents.may_end_with_job(worker, &exit) {
                     self.dying_jobs
                         .insert(worker, (Instant::now(), problem, how));
                 } else {

@@ -205,3 +205,40 @@ if rank == 1: MPI.COMM_WORLD.send(None, dest=2)
     run = kernel.run("1", ranks(3, step={"in": [{"type": "file", "value": "never"}]}))
     assert run.error.startswith("FileError: `never`, an input of cell [4]")
     assert printed(kernel.run("print(rank)", ranks(3)).ok()) == {rank: [str(rank)] for rank in range(3)}
+
+
+@pytest.mark.timeout(150)
+def test_islands_by_mpirun_share_the_nodes_and_gpus_of_an_allocation(cluster, kernel, tmp_path):
+    env = {"OMPI_MCA_btl": "self,vader,tcp"}
+    big = {"type": "slurm", "login": "login", "python": cluster.python, "nodes": 2, "gpus": 2, "env": env}
+    write_targets(tmp_path / "cellferry.toml", {"big": big, "other": big | {"mpi": "mpirun", "workdir": "/tmp/apart"}})
+    code = (
+        "from mpi4py import MPI\nimport os\ncomm = MPI.COMM_WORLD\nnode = os.uname().nodename\n"
+        "{} = comm.gather((node, os.environ['CUDA_VISIBLE_DEVICES']))"
+    )
+    two, four = ({"ranks": 2, "nodes": 2, "gpus": 1}, {"ranks": 4, "nodes": 2})
+    all_gpus = [(node, gpu) for node in ("node1", "node2") for gpu in "01"]
+    try:
+        # Islands that srun starts: both keep their GPUs.
+        kernel.run(code.format("a"), on("big", resources=two), timeout=90).ok()
+        kernel.run(code.format("b"), on("big", resources={"ranks": 2, "gpus": 1}), timeout=90).ok()
+        assert kernel.run("sorted(a + b)").ok().result == repr(all_gpus)
+        kernel.run("%cellferry release big").ok()
+        # mpirun: a second island beside the first, and a cell after ranks that were given up.
+        run = kernel.run(code.format("c") + "\nif comm.rank == 3: 1 / 0\ncomm.Barrier()", on("other", resources=four), timeout=90)
+        assert run.error == "ZeroDivisionError: division by zero"
+        run = kernel.run(code.format("c"), on("other", resources=four, retry=0), timeout=90).ok()
+        assert run.text("stderr") == "" and kernel.run("[node for node, _ in c]").ok().result == repr(
+            ["node1", "node1", "node2", "node2"]
+        )
+        kernel.run(code.format("d"), on("other", resources=four | {"gpus": 1}), timeout=90).ok()
+        assert kernel.run("sorted(d)").ok().result == repr(all_gpus)
+        # A working directory of each node's own.
+        (tmp_path / "in.txt").write_text("data")
+        step = {"in": [{"type": "file", "value": "in.txt"}]}
+        run = kernel.run("1", on("other", resources=four, step=step))
+        assert run.error.startswith("FileError: `in.txt`, an input of cell ") and "on node2: ranks on several nodes" in run.error
+        assert kernel.run("comm.size", on("other", resources=four)).ok().result == "4"
+    finally:
+        for node in cluster.nodes:
+            cluster.on(node, "rm -rf /tmp/apart")

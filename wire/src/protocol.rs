@@ -317,6 +317,8 @@ pub enum FromAgent {
         stderr_tail: String,
         /// Of an island: the rank that ended it.
         rank: Option<u32>,
+        /// Of an island: whether its agent has ended it, since ranks hung, and has told so.
+        given_up: bool,
     },
     /// A message from a worker.
     Received {

@@ -339,6 +339,7 @@ impl Island {
             out_of_memory: None,
         };
         let asked = matches!(ending, Ending::Asked);
+        let given_up = matches!(ending, Ending::GivenUp(_));
         let (rank, exit, stderr_tail) = match ending {
             Ending::Asked => match self.deaths.iter().find(|death| death.rank == 0) {
                 Some(death) => (
@@ -383,6 +384,7 @@ impl Island {
             exit,
             stderr_tail,
             rank: rank.and_then(|rank| u32::try_from(rank).ok()),
+            given_up,
         }
     }
 
