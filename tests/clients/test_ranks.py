@@ -225,7 +225,8 @@ def test_islands_by_mpirun_share_the_nodes_and_gpus_of_an_allocation(cluster, ke
         assert kernel.run("sorted(a + b)").ok().result == repr(all_gpus)
         kernel.run("%cellferry release big").ok()
         # mpirun: a second island beside the first, and a cell after ranks that were given up.
-        run = kernel.run(code.format("c") + "\nif comm.rank == 3: 1 / 0\ncomm.Barrier()", on("other", resources=four), timeout=90)
+        fails = code.format("c") + "\nif comm.rank == 3: 1 / 0\ncomm.Barrier()"
+        run = kernel.run(fails, on("other", resources=four), timeout=90)
         assert run.error == "ZeroDivisionError: division by zero"
         run = kernel.run(code.format("c"), on("other", resources=four, retry=0), timeout=90).ok()
         assert run.text("stderr") == "" and kernel.run("[node for node, _ in c]").ok().result == repr(
