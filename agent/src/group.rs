@@ -108,6 +108,11 @@ impl Group {
     /// The tail of what it wrote, once all of it has been read.
     pub async fn last_words(&mut self) -> String {
         let _ = timeout(LAST_OUTPUT, join_all(self.readers.drain(..))).await;
+        self.words()
+    }
+
+    /// The tail of what it has written so far.
+    pub fn words(&self) -> String {
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = tail.iter().copied().collect();
         let mut text = String::from_utf8_lossy(&bytes).into_owned();

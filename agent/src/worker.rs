@@ -83,6 +83,7 @@ pub async fn live(
                     exit,
                     stderr_tail: process.group.last_words().await,
                     rank: None,
+                    given_up: false,
                 }
             }
             Err(failure) => {

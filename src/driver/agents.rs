@@ -112,8 +112,8 @@ impl Link {
 pub enum Start {
     /// It is on its way.
     Begun,
-    /// Others at this location have the GPUs that it needs.
-    Later(TargetName),
+    /// Others at these locations have the GPUs that it needs.
+    Later(Vec<TargetName>),
 }
 
 /// A worker's place, as the user would say it.
@@ -128,8 +128,9 @@ pub struct Seat {
     shell: String,
     /// Its process, once it is up; an island has several, which cannot all copy from another's memory.
     pid: Option<u32>,
-    /// The GPUs that nobody else at its location may use.
+    /// The GPUs that nobody else may use at its location, nor at the others that its ranks are on.
     gpus: Vec<u32>,
+    others: Vec<TargetName>,
     /// Whether it is an island of ranks.
     island: bool,
 }
@@ -143,6 +144,7 @@ pub fn seat_there(target: &Target, ssh: Option<&Ssh>) -> Seat {
         shell: ssh.map_or_else(String::new, |ssh| format!("ssh {} ", ssh.host)),
         pid: None,
         gpus: Vec::new(),
+        others: Vec::new(),
         island: false,
     }
 }
@@ -171,6 +173,15 @@ fn spec(target: &Target, argv: Vec<String>) -> WorkerSpec {
 }
 
 impl Seat {
+    /// Where it has its GPUs to itself.
+    fn locations(&self) -> impl Iterator<Item = &TargetName> {
+        std::iter::once(&self.location).chain(&self.others)
+    }
+
+    fn is_at(&self, location: &TargetName) -> bool {
+        self.locations().any(|other| other == location)
+    }
+
     /// The error for a worker that did not start.
     pub fn start_problem(&self, failure: &StartFailure) -> Problem {
         let Seat {
@@ -316,6 +327,7 @@ impl Agents {
                 shell: String::new(),
                 pid: None,
                 gpus: Vec::new(),
+                others: Vec::new(),
                 island: false,
             },
             Place::Ssh(ssh) => Seat {
@@ -330,9 +342,10 @@ impl Agents {
                 let place = (&definition, &**slurm, login);
                 let mut loads: HashMap<&TargetName, Load> = HashMap::new();
                 for seat in self.workers.values() {
-                    let load = loads.entry(&seat.location).or_default();
-                    load.workers += 1;
-                    load.gpus += seat.gpus.len();
+                    loads.entry(&seat.location).or_default().workers += 1;
+                    for location in seat.locations() {
+                        loads.entry(location).or_default().gpus += seat.gpus.len();
+                    }
                 }
                 let load = |location: &TargetName| loads.get(location).copied().unwrap_or_default();
                 let clusters = &mut self.clusters;
@@ -358,7 +371,18 @@ impl Agents {
                 ..definition.clone()
             }),
         };
+        let mut gpus = shape.gpus(&definition);
         if let Some(count) = shape.resources.ranks {
+            let mut needs = shape.resources.clone();
+            if let (Some(each), Some(node)) = (needs.gpus, &node) {
+                // Which of them each node's ranks have must be known before they are started.
+                let nodes = needs.nodes.unwrap_or(node.nodes()).min(count);
+                needs.nodes = Some(nodes);
+                seat.others = node.others_of(nodes);
+                gpus = Some(each.saturating_mul(ranks::on_each(count, nodes)));
+            } else {
+                gpus = needs.gpus.map(|each| each.saturating_mul(count.get()));
+            }
             spec.ranks = Some(match &definition.place {
                 Place::Slurm(slurm) => {
                     // The job has run the setup before the agent.
@@ -366,17 +390,17 @@ impl Agents {
                         setup: None,
                         ..definition.clone()
                     };
-                    ranks::in_allocation(&prepared, &slurm.mpi, count, &shape.resources)
+                    ranks::in_allocation(&prepared, &slurm.mpi, count, &needs)
                 }
-                Place::Local | Place::Ssh(_) => ranks::on_one_machine(&definition, count),
+                Place::Local | Place::Ssh(_) => ranks::on_one_machine(&definition, count, &needs),
             });
             seat.island = true;
         }
-        if let Some(count) = shape.gpus(&definition).filter(|_| !seat.island) {
+        if let Some(count) = gpus {
             let has = node.as_ref().map_or(definition.gpus, |node| node.gpus);
-            match self.free_gpus(&seat.location, has, count) {
+            match self.free_gpus(&seat, has, count) {
                 Some(gpus) => seat.gpus = gpus,
-                None => return Ok(Start::Later(seat.location)),
+                None => return Ok(Start::Later(seat.locations().cloned().collect())),
             }
             spec.gpus = Some(seat.gpus.clone());
         }
@@ -409,12 +433,12 @@ impl Agents {
         Ok(Start::Begun)
     }
 
-    /// So many GPUs at a location that has `has` of them, and of which no other worker there has any.
-    fn free_gpus(&self, location: &TargetName, has: u32, count: u32) -> Option<Vec<u32>> {
+    /// So many GPUs at the locations of a seat, each of which has `has` of them, and of which no other worker there has any.
+    fn free_gpus(&self, place: &Seat, has: u32, count: u32) -> Option<Vec<u32>> {
         let there = self
             .workers
             .values()
-            .filter(|seat| seat.location == *location);
+            .filter(|seat| place.locations().any(|location| seat.is_at(location)));
         let taken: BTreeSet<u32> = there.flat_map(|seat| seat.gpus.iter().copied()).collect();
         let free = (0..has).filter(|gpu| !taken.contains(gpu));
         let gpus: Vec<u32> = free.take(count as usize).collect();
@@ -426,7 +450,7 @@ impl Agents {
         let there = self
             .workers
             .iter()
-            .filter(|(_, seat)| seat.location == *location && !seat.gpus.is_empty());
+            .filter(|(_, seat)| seat.is_at(location) && !seat.gpus.is_empty());
         there.map(|(worker, _)| *worker).collect()
     }
 

@@ -216,7 +216,7 @@ struct Driver {
     /// Workers that died as they do when their job ends: told when that is known, or once it is known not to be so.
     dying_jobs: HashMap<WorkerId, (Instant, Problem, Gone)>,
     /// Workers that are not started for want of GPUs, with their targets, and where.
-    short_of_gpus: HashMap<WorkerId, (TargetName, TargetName)>,
+    short_of_gpus: HashMap<WorkerId, (TargetName, Vec<TargetName>)>,
     /// Workers that end because their allocation has not been used for long.
     idle: HashMap<WorkerId, TargetName>,
     releases: Releases,
@@ -730,11 +730,12 @@ impl Driver {
                     exit,
                     stderr_tail,
                     rank,
+                    given_up,
                 },
             ) => {
                 let problem = self.agents.death_problem(worker, rank, &exit, &stderr_tail);
                 let how = agents::how(&exit);
-                if self.agents.may_end_with_job(worker, &exit) {
+                if !given_up && self.agents.may_end_with_job(worker, &exit) {
                     self.dying_jobs
                         .insert(worker, (Instant::now(), problem, how));
                 } else {
@@ -1149,9 +1150,9 @@ impl Driver {
         match self.agents.start(worker, target, &self.cells).await {
             // Not from within the session's own turn: as an event of its own.
             Err(problem) => self.agents.report(worker, problem),
-            Ok(Start::Later(location)) => {
+            Ok(Start::Later(locations)) => {
                 self.short_of_gpus
-                    .insert(worker, (target.clone(), location));
+                    .insert(worker, (target.clone(), locations));
             }
             Ok(Start::Begun) => {
                 if let Some(host) = self.agents.connecting_to(worker) {
@@ -1166,18 +1167,24 @@ impl Driver {
         for (worker, (target, _)) in std::mem::take(&mut self.short_of_gpus) {
             self.start_worker(worker, &target).await;
         }
-        let wanted: BTreeSet<TargetName> = self
+        let wanted: BTreeSet<Vec<TargetName>> = self
             .short_of_gpus
             .values()
-            .map(|(_, location)| location.clone())
+            .map(|(_, locations)| locations.clone())
             .collect();
-        for location in wanted {
-            let holders = self.agents.with_gpus(&location).into_iter();
-            let (idle, used): (Vec<WorkerId>, Vec<WorkerId>) =
-                holders.partition(|worker| !self.session.is_in_use(*worker));
+        for locations in wanted {
+            let holders = locations
+                .iter()
+                .flat_map(|location| self.agents.with_gpus(location));
+            let holders: BTreeSet<WorkerId> = holders.collect();
+            let (idle, used): (Vec<WorkerId>, Vec<WorkerId>) = holders
+                .into_iter()
+                .partition(|worker| !self.session.is_in_use(*worker));
             if idle.is_empty() && !used.iter().any(|worker| self.session.is_occupied(*worker)) {
                 // What they have done is not committed, since it comes after that for which there are no GPUs.
-                self.no_gpus(&location, "have run cells that come later");
+                for location in &locations {
+                    self.no_gpus(location, "have run cells that come later");
+                }
             } else if let Some(event) = retire(idle, false) {
                 self.handle(event).await;
             }
@@ -1195,7 +1202,7 @@ impl Driver {
         );
         let concerned = self
             .short_of_gpus
-            .extract_if(|_, (_, other)| other == location);
+            .extract_if(|_, (_, others)| others.contains(location));
         let workers: Vec<WorkerId> = concerned.map(|(worker, _)| worker).collect();
         for worker in workers {
             self.agents.report(worker, problem.clone());

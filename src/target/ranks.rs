@@ -41,7 +41,7 @@ fn words(words: &[&str]) -> Vec<String> {
 }
 
 /// Ranks on the one machine of a target, by `mpirun` of Open MPI or MPICH.
-pub fn on_one_machine(target: &Target, count: NonZeroU32) -> Ranks {
+pub fn on_one_machine(target: &Target, count: NonZeroU32, needs: &Resources) -> Ranks {
     let mut command = words(&["env"]);
     command.extend(words(&OPEN_MPI));
     command.push(ON_ONE_MACHINE.to_owned());
@@ -50,6 +50,7 @@ pub fn on_one_machine(target: &Target, count: NonZeroU32) -> Ranks {
         count: count.get(),
         launcher: launch::prepared(target, command),
         spread: false,
+        gpus: needs.gpus,
     }
 }
 
@@ -60,12 +61,12 @@ pub fn in_allocation(target: &Target, mpi: &Mpi, count: NonZeroU32, needs: &Reso
     let command = match mpi {
         Mpi::Srun(kind) => srun(kind.as_deref(), count, needs),
         Mpi::Mpirun => {
-            let mut command = words(&["env"]);
+            let mut command = words(&["env", OVERLAP]);
             command.extend(words(&OPEN_MPI));
             command.extend(words(&["mpirun", "-n", &count.to_string()]));
             if let Some(nodes) = needs.nodes {
-                let per_node = count.get().div_ceil(nodes.get());
-                command.extend(words(&["-npernode", &per_node.to_string()]));
+                let each = on_each(count, nodes).to_string();
+                command.extend(words(&["-npernode", &each]));
             }
             command
         }
@@ -74,8 +75,13 @@ pub fn in_allocation(target: &Target, mpi: &Mpi, count: NonZeroU32, needs: &Reso
         count: count.get(),
         launcher: launch::prepared(target, command),
         spread: true,
+        gpus: needs.gpus,
     }
 }
+
+/// `mpirun` starts its daemons by a step of `srun`, which is to share the job with other steps as ours do: else it would wait
+/// for the end of the islands that there are.
+const OVERLAP: &str = "SLURM_OVERLAP=1";
 
 /// What srun takes from the environment for options, and the step that the agents are leaves there.
 const OF_AGENTS: [&str; 14] = [
@@ -115,19 +121,23 @@ fn srun(kind: Option<&str>, count: NonZeroU32, needs: &Resources) -> Vec<String>
         command.push(format!("--mpi={kind}"));
     }
     if let Some(nodes) = needs.nodes {
+        // Without the second, the first node would be filled, and the others would get one rank each.
         command.push(format!("--nodes={nodes}"));
+        command.push(format!("--ntasks-per-node={}", on_each(count, nodes)));
     }
     match needs.cpus {
         // `--exact` gives a step only what it asks for, so that islands side by side get different processors.
         Some(cpus) => command.extend(["--exact".to_owned(), format!("--cpus-per-task={cpus}")]),
         None => command.push("--cpu-bind=none".to_owned()),
     }
-    match needs.gpus {
-        Some(0) => command.push("--gres=none".to_owned()),
-        Some(gpus) => command.push(format!("--gpus-per-task={gpus}")),
-        None => {}
-    }
+    // Of GPUs the step gets all that the job has: to Slurm, what `--overlap` asks for is shared with other steps, which is why
+    // we give them out ourselves.
     command
+}
+
+/// How many of the ranks are on each of so many nodes, at most.
+pub fn on_each(count: NonZeroU32, nodes: NonZeroU32) -> u32 {
+    count.get().div_ceil(nodes.get())
 }
 
 #[cfg(test)]
@@ -149,7 +159,8 @@ mod tests {
 
     #[test]
     fn mpirun_has_its_files_in_the_islands_folder() {
-        let ranks = on_one_machine(&target("type='local'"), NonZeroU32::new(4).unwrap());
+        let four = NonZeroU32::new(4).unwrap();
+        let ranks = on_one_machine(&target("type='local'"), four, &Resources::default());
         assert_eq!((ranks.count, ranks.spread), (4, false));
         let line = ranks.launcher.join(" ");
         assert!(line.starts_with("env OMPI_MCA_"), "{line}");
@@ -171,7 +182,7 @@ mod tests {
     #[test]
     fn the_launcher_runs_where_setup_has_run() {
         let target = target("type='local'\nsetup='module load openmpi'");
-        let ranks = on_one_machine(&target, NonZeroU32::MIN);
+        let ranks = on_one_machine(&target, NonZeroU32::MIN, &Resources::default());
         assert_eq!(ranks.launcher[..3], ["bash", "-l", "-c"]);
         assert!(ranks.launcher[3].contains("module load openmpi"));
         assert!(ranks.launcher[3].ends_with("exec \"$@\"\n"));
@@ -185,12 +196,12 @@ mod tests {
         let count = NonZeroU32::new(4).unwrap();
         let kind = Mpi::Srun(Some("pmix".to_owned()));
         let ranks = in_allocation(&target, &kind, count, &step);
-        assert!(ranks.spread);
+        assert_eq!((ranks.spread, ranks.gpus), (true, Some(1)));
         for word in [
             "--ntasks=4",
             "--nodes=2",
             "--cpus-per-task=3",
-            "--gpus-per-task=1",
+            "--ntasks-per-node=2",
             "--mpi=pmix",
             "--overlap",
         ] {
@@ -211,5 +222,6 @@ mod tests {
                 .join(" ")
                 .ends_with("mpirun -n 5 -npernode 3")
         );
+        assert!(ranks.launcher.contains(&OVERLAP.to_owned()));
     }
 }

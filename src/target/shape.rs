@@ -49,17 +49,21 @@ impl Shape {
                     return Err(("nodes", problem));
                 }
                 let has = target.gpus;
-                if step.gpus.is_some_and(|gpus| gpus > has) {
+                let ranks = step.ranks.map_or(1, NonZeroU32::get);
+                if step
+                    .gpus
+                    .is_some_and(|gpus| gpus.saturating_mul(ranks) > has)
+                {
                     let has = match has {
                         0 => "has no GPUs".to_owned(),
                         1 => "has 1 GPU".to_owned(),
                         _ => format!("has {has} GPUs"),
                     };
-                    let problem = format!("`{name}` {has}, by `gpus` in {}", target.table());
-                    return Err(("gpus", problem));
-                }
-                if step.gpus.is_some() && step.ranks.is_some() {
-                    let problem = format!("ranks on `{name}` share its GPUs: take `gpus` away");
+                    let each = match ranks {
+                        1 => String::new(),
+                        _ => format!(", and each of {ranks} ranks is to have as many"),
+                    };
+                    let problem = format!("`{name}` {has}, by `gpus` in {}{each}", target.table());
                     return Err(("gpus", problem));
                 }
                 resources.gpus = step.gpus;

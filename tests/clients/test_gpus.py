@@ -1,7 +1,10 @@
 """GPUs of targets that declare them: no device is needed to see which ones a step may use."""
 
+import ast
+
 import pytest
 from client import on
+from test_ranks import ROOT
 
 VISIBLE = "import os\nos.environ.get('CUDA_VISIBLE_DEVICES')"
 
@@ -57,3 +60,34 @@ def test_gpus_of_a_worker_that_must_stay_are_told(targets, kernel):
     assert kernel.run("x.closed", one).ok().result == "False"
     kernel.run("%cellferry release left").ok()
     assert kernel.run("1", two).ok().result == "1"
+
+
+RANKS = (
+    "from mpi4py import MPI\nimport os\nmine = os.environ['CUDA_VISIBLE_DEVICES']\n"
+    "{0} = MPI.COMM_WORLD.gather(mine)\n"
+)
+
+
+def test_ranks_and_steps_beside_them_have_different_gpus(targets, kernel):
+    targets.define("left", gpus=6, env=ROOT)
+    # Two islands and a plain step: each keeps its GPUs.
+    kernel.run(RANKS.format("a"), on("left", resources={"ranks": 2, "gpus": 1})).ok()
+    kernel.run(RANKS.format("b"), on("left", resources={"ranks": 1, "gpus": 2})).ok()
+    kernel.run("import os\nc = [os.environ['CUDA_VISIBLE_DEVICES']]", on("left", resources={"gpus": 2})).ok()
+    found = kernel.run("a, b, c").ok().result
+    places = ",".join(part for parts in ast.literal_eval(found) for part in parts).split(",")
+    assert sorted(places) == list("012345"), found
+    assert kernel.run("len(a), len(b)").ok().result == "(2, 1)"
+    # More ranks take those of ranks that do nothing, whose values stay.
+    kernel.run(RANKS.format("d"), on("left", resources={"ranks": 6, "gpus": 1})).ok()
+    assert kernel.run("sorted(d), len(a), len(b)").ok().result == "(['0', '1', '2', '3', '4', '5'], 2, 1)"
+
+
+def test_ranks_that_do_not_ask_for_gpus_share_them(targets, kernel):
+    targets.define("left", gpus=2, env=ROOT)
+    run = kernel.run("import os\nprint(os.environ.get('CUDA_VISIBLE_DEVICES'))", on("left", resources={"ranks": 2}))
+    assert run.ok().text() == "[0-1] None\n"
+    run = kernel.run("print(repr(os.environ['CUDA_VISIBLE_DEVICES']))", on("left", resources={"ranks": 2, "gpus": 0}))
+    assert run.ok().text() == "[0-1] ''\n"
+    run = kernel.run("1", on("left", resources={"ranks": 3, "gpus": 1}))
+    assert run.error.startswith("MetadataError") and "each of 3 ranks" in run.error

@@ -122,3 +122,124 @@ def test_outputs_are_lists_by_rank_where_the_metadata_says_so(mpi, kernel):
     assert kernel.run("squares, first").ok().result == "([0, 1, 4], 0)"
     run = kernel.run("y = 1", on("left", step={"out": [{"name": "y", "gather": True}]}))
     assert run.error.startswith("MetadataError") and "ranks" in run.error
+
+
+def test_what_ranks_print_alike_comes_once(mpi, kernel):
+    kernel.run("from mpi4py import MPI\nrank = MPI.COMM_WORLD.rank", ranks(3)).ok()
+    # All print at the same time.
+    run = kernel.run("MPI.COMM_WORLD.Barrier()\nprint('same')\nprint('rank', rank)", ranks(3)).ok()
+    lines = run.text().splitlines()
+    assert lines[0] == "[0-2] same" and sorted(lines[1:]) == [f"[{rank}] rank {rank}" for rank in range(3)]
+
+
+def test_lines_of_ranks_that_print_much_stay_whole(mpi, kernel):
+    kernel.run("from mpi4py import MPI\nrank = MPI.COMM_WORLD.rank", ranks(4)).ok()
+    run = kernel.run("for n in range(25_000): print(n, 'of', rank)", ranks(4)).ok()
+    assert printed(run) == {rank: [f"{n} of {rank}" for n in range(25_000)] for rank in range(4)}
+
+
+def test_the_cell_after_ranks_that_were_given_up_is_not_disturbed(mpi, kernel):
+    kernel.run("from mpi4py import MPI\ncomm = MPI.COMM_WORLD", ranks(2)).ok()
+    kernel.run("if comm.rank == 0: 1 / 0\nwhile True: comm.Barrier()", ranks(2))
+    run = kernel.run("from mpi4py import MPI\nprint(MPI.COMM_WORLD.size)", ranks(2, retry=0)).ok()
+    assert printed(run) == {0: ["2"], 1: ["2"]} and run.text("stderr") == ""
+
+
+def test_ranks_that_await_something_are_interrupted(mpi, kernel):
+    kernel.run("import asyncio\nfrom mpi4py import MPI\nrank = MPI.COMM_WORLD.rank", ranks(2)).ok()
+    run = kernel.run("if rank == 1: 1 / 0\nawait asyncio.sleep(600)", ranks(2))
+    assert run.error == "ZeroDivisionError: division by zero" and run.text("stderr") == ""
+    run = kernel.send("print('now', flush=True)\nawait asyncio.sleep(600)", ranks(2))
+    kernel.read_until(lambda: "now" in run.text(), 20)
+    kernel.interrupt()
+    kernel.finish(run, timeout=20)
+    assert run.status == "error" and run.text("stderr") == ""
+    assert printed(kernel.run("print(rank)", ranks(2)).ok()) == {0: ["0"], 1: ["1"]}
+
+
+def test_a_crash_says_where_in_the_cell_it_was(mpi, start, monkeypatch):
+    # By which ipykernel would know that it is tested, and leave the standard streams alone.
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    kernel = start()
+    code = "from mpi4py import MPI\nimport ctypes\nif MPI.COMM_WORLD.rank == 1:\n    ctypes.string_at(0)\nMPI.COMM_WORLD.Barrier()"
+    run = kernel.run(code, ranks(2))
+    assert "rank 1 of `left[ranks=2]` died (signal 11, SIGSEGV" in run.error
+    assert "line 4 in " in run.error and "string_at" in run.error, run.error
+
+
+def test_ranks_that_wait_for_each_other_are_ended_by_a_second_interrupt(mpi, kernel):
+    kernel.run("from mpi4py import MPI\ncomm = MPI.COMM_WORLD", ranks(2)).ok()
+    run = kernel.send("print('now', flush=True)\ncomm.recv(source=1 - comm.rank)", ranks(2))
+    kernel.read_until(lambda: "now" in run.text(), 20)
+    kernel.interrupt()
+    kernel.read_until(lambda: "interrupt again" in run.text("stderr"), 20)
+    kernel.interrupt()
+    kernel.finish(run, timeout=20)
+    assert run.error == "KeyboardInterrupt: " and len(run.of_type("error")) == 1
+    run = kernel.run("from mpi4py import MPI\nprint(MPI.COMM_WORLD.allreduce(1))", ranks(2, retry=0)).ok()
+    assert printed(run) == {0: ["2"], 1: ["2"]} and run.text("stderr") == ""
+
+
+def test_files_are_there_for_all_ranks_and_come_home_when_all_have_made_theirs(mpi, kernel, tmp_path):
+    (tmp_path / "in.txt").write_text("data")
+    step = {"in": [{"type": "file", "value": "in.txt"}], "out": [{"type": "file", "value": ["log", "parts/*"]}]}
+    code = """
+from mpi4py import MPI
+import os
+rank = MPI.COMM_WORLD.rank
+text = open('in.txt').read()
+if rank == 0: open('log', 'w').write('made')
+os.makedirs('parts', exist_ok=True)
+if rank == 2: MPI.COMM_WORLD.recv(source=1)
+open(f'parts/{rank}', 'w').write(f'{rank} {text}')
+if rank == 1: MPI.COMM_WORLD.send(None, dest=2)
+"""
+    kernel.run(code, ranks(3, step=step)).ok()
+    made = {path.name: path.read_text() for path in (tmp_path / "parts").iterdir()}
+    assert made == {str(rank): f"{rank} data" for rank in range(3)} and (tmp_path / "log").read_text() == "made"
+    step = {"out": [{"type": "file", "value": "so_far"}]}
+    run = kernel.run("if rank == 0: open('so_far', 'w').close()\nif rank == 1: 1 / 0", ranks(3, step=step))
+    assert run.error == "ZeroDivisionError: division by zero" and (tmp_path / "so_far").exists()
+    run = kernel.run("1", ranks(3, step={"out": [{"type": "file", "value": "never"}]}))
+    assert run.error.startswith("FileError: `never`, an output of cell [3], is not on `left`")
+    run = kernel.run("1", ranks(3, step={"in": [{"type": "file", "value": "never"}]}))
+    assert run.error.startswith("FileError: `never`, an input of cell [4]")
+    assert printed(kernel.run("print(rank)", ranks(3)).ok()) == {rank: [str(rank)] for rank in range(3)}
+
+
+@pytest.mark.timeout(150)
+def test_islands_by_mpirun_share_the_nodes_and_gpus_of_an_allocation(cluster, kernel, tmp_path):
+    env = {"OMPI_MCA_btl": "self,vader,tcp"}
+    big = {"type": "slurm", "login": "login", "python": cluster.python, "nodes": 2, "gpus": 2, "env": env}
+    write_targets(tmp_path / "cellferry.toml", {"big": big, "other": big | {"mpi": "mpirun", "workdir": "/tmp/apart"}})
+    code = (
+        "from mpi4py import MPI\nimport os\ncomm = MPI.COMM_WORLD\nnode = os.uname().nodename\n"
+        "{} = comm.gather((node, os.environ['CUDA_VISIBLE_DEVICES']))"
+    )
+    two, four = ({"ranks": 2, "nodes": 2, "gpus": 1}, {"ranks": 4, "nodes": 2})
+    all_gpus = [(node, gpu) for node in ("node1", "node2") for gpu in "01"]
+    try:
+        # Islands that srun starts: both keep their GPUs.
+        kernel.run(code.format("a"), on("big", resources=two), timeout=90).ok()
+        kernel.run(code.format("b"), on("big", resources={"ranks": 2, "gpus": 1}), timeout=90).ok()
+        assert kernel.run("sorted(a + b)").ok().result == repr(all_gpus)
+        kernel.run("%cellferry release big").ok()
+        # mpirun: a second island beside the first, and a cell after ranks that were given up.
+        fails = code.format("c") + "\nif comm.rank == 3: 1 / 0\ncomm.Barrier()"
+        run = kernel.run(fails, on("other", resources=four), timeout=90)
+        assert run.error == "ZeroDivisionError: division by zero"
+        run = kernel.run(code.format("c"), on("other", resources=four, retry=0), timeout=90).ok()
+        assert run.text("stderr") == "" and kernel.run("[node for node, _ in c]").ok().result == repr(
+            ["node1", "node1", "node2", "node2"]
+        )
+        kernel.run(code.format("d"), on("other", resources=four | {"gpus": 1}), timeout=90).ok()
+        assert kernel.run("sorted(d)").ok().result == repr(all_gpus)
+        # A working directory of each node's own.
+        (tmp_path / "in.txt").write_text("data")
+        step = {"in": [{"type": "file", "value": "in.txt"}]}
+        run = kernel.run("1", on("other", resources=four, step=step))
+        assert run.error.startswith("FileError: `in.txt`, an input of cell ") and "on node2: ranks on several nodes" in run.error
+        assert kernel.run("comm.size", on("other", resources=four)).ok().result == "4"
+    finally:
+        for node in cluster.nodes:
+            cluster.on(node, "rm -rf /tmp/apart")

@@ -48,7 +48,8 @@ pub struct WorkerSpec {
     /// The working directory, made if it is missing; the agent's own if absent: the user's home directory on
     /// another machine.
     pub workdir: Option<String>,
-    /// Which GPUs it may use: their places among those that the agent itself may use; `None` for all of them.
+    /// Which GPUs it may use: their places among those that the agent itself may use; `None` for all of them. The ranks of an
+    /// island share them out on each machine.
     pub gpus: Option<Vec<u32>>,
     /// Where the worker is an island of MPI ranks, each a process of its own that runs the program.
     pub ranks: Option<Ranks>,
@@ -66,6 +67,8 @@ pub struct Ranks {
     /// Whether ranks may be on other machines of the agent's allocation: then the island's folder is made in that of the
     /// allocation, which all of them see.
     pub spread: bool,
+    /// How many of the worker's GPUs each rank has to itself; `None` if all ranks see all of them.
+    pub gpus: Option<u32>,
 }
 
 /// A secret that opens a door (see [`ToAgent::OpenDoor`]); its bytes are in no log.
@@ -314,6 +317,8 @@ pub enum FromAgent {
         stderr_tail: String,
         /// Of an island: the rank that ended it.
         rank: Option<u32>,
+        /// Of an island: whether its agent has ended it, since ranks hung, and has told so.
+        given_up: bool,
     },
     /// A message from a worker.
     Received {

@@ -12,6 +12,7 @@ import builtins
 import collections
 import enum
 import functools
+import glob
 import importlib
 import io
 import itertools
@@ -20,6 +21,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -840,6 +842,8 @@ def failure(action, error):
 # --- files of a step -------------------------------------------------------------------------------
 
 FOLDER = os.getcwd()
+# Which MPI rank this is, if it is one.
+RANK = os.environ.get("CELLFERRY_RANK")
 
 
 class FileError(Exception):
@@ -887,6 +891,15 @@ def bring(way, elements, order, ident, parent, failed=False):
     answer = ask("cellferry_files", content, ident, parent)
     if answer["status"] != "ok":
         raise FileError(answer["message"])
+    if way == "in" and RANK is not None:
+        for path in (path for item in items for path in item["paths"]):
+            # They were brought to the machine that the island is started from.
+            if not glob.glob(os.path.join(FOLDER, os.path.expanduser(path)), recursive=True):
+                raise FileError(
+                    "`%s`, an input of cell [%s], is not in `%s` on %s: ranks on several nodes need a working directory that "
+                    "these share; set it as `workdir` of the target in cellferry.toml"
+                    % (path, order.get("count"), FOLDER, os.uname().nodename)
+                )
 
 
 def ask(kind, content, ident, parent):
@@ -1047,9 +1060,16 @@ def request(stream, ident, parent):
     kernel.session.send(stream, "cellferry_reply", reply, parent, ident=ident, buffers=buffers)
 
 
-if "CELLFERRY_RANK" in os.environ:
+if RANK is not None:
     # What several ranks print at once must come at about the same time: ipykernel's own timers are far apart.
     sys.stdout.flush_interval = sys.stderr.flush_interval = 0.03
+
+# An interrupt of a cell that awaits something is noted for the event loop, which would sleep on until something else happens.
+wakes, waker = socket.socketpair()
+for end in (wakes, waker):
+    end.setblocking(False)
+kernel.io_loop.add_handler(wakes, lambda woken, _: woken.recv(4096), kernel.io_loop.READ)
+signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
 
 # A crash in compiled code says where: on the real stderr, since ipykernel's own dies with the process.
 real_stderr = getattr(sys.stderr, "_original_stdstream_copy", None)

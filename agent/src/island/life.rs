@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::gather::{Gathering, Step};
-use super::lines::{Lines, Name, shown};
+use super::lines::{Lines, Name, shown, without_boilerplate};
 use super::meeting::{Came, Link, Met, end, meet};
 use super::nodes::{Brought, Nodes};
 use super::requests::{For, whom};
@@ -83,7 +83,7 @@ pub async fn live(
                 island.ask(channel, parts);
             }
             let ending = island.relay(&mut commands).await;
-            island.end(ending).await
+            island.end(ending, &folder).await
         }
         Err(failure) => FromAgent::WorkerFailed { worker, failure },
     };
@@ -139,8 +139,8 @@ struct Island {
     nodes: Nodes,
     inbox: mpsc::Receiver<(usize, Option<(FromAgent, cellferry_wire::Held)>)>,
     lines: Lines,
-    /// What the waiting lines belong to.
-    printing: Bytes,
+    /// What the waiting lines belong to: its `msg_id`, and its header.
+    printing: (String, Bytes),
     rounds: VecDeque<Round>,
     gathering: Option<Gathering>,
     stages: Stages,
@@ -201,7 +201,7 @@ impl Island {
             nodes,
             inbox,
             lines: Lines::new(count),
-            printing: Bytes::new(),
+            printing: (String::new(), Bytes::new()),
             rounds: VecDeque::new(),
             gathering: None,
             stages: Stages::default(),
@@ -268,9 +268,17 @@ impl Island {
                 match round.due(now) {
                     Some(Due::Show) => self.show_error(index),
                     Some(Due::Interrupt(ranks)) => self.interrupt_ranks(&ranks),
+                    Some(Due::Tell(open)) => {
+                        let request = round.request.clone();
+                        self.say_stuck(&open, request);
+                    }
                     Some(Due::GiveUp) => {
                         let (open, request) = (round.open(), round.request.clone());
+                        let unshown = round.give_up(&self.author);
                         self.say_given_up(&open, request);
+                        if unshown {
+                            self.show_error(index);
+                        }
                         return Ending::GivenUp(open);
                     }
                     None => index += 1,
@@ -295,17 +303,9 @@ impl Island {
     }
 
     /// Ends what is left of it; the last that the kernel hears.
-    async fn end(mut self, ending: Ending) -> FromAgent {
+    async fn end(mut self, ending: Ending, folder: &Path) -> FromAgent {
         let shown = self.lines.flush();
         self.print(shown);
-        // Ranks that had nothing to do with it are told as well as if they had ended.
-        for round in std::mem::take(&mut self.rounds) {
-            if round.has_failed() && !matches!(ending, Ending::Asked) {
-                for (channel, message) in round.outcome() {
-                    self.say(channel, message);
-                }
-            }
-        }
         self.stop(Duration::ZERO);
         for rank in &self.ranks {
             rank.sender.queue(ToAgent::Shutdown);
@@ -324,7 +324,11 @@ impl Island {
         let _ = tokio::time::timeout(GRACE, gone).await;
         // Without their connections the ranks end at once.
         self.ranks.clear();
+        // Once it is told to end, `mpirun` complains of that.
+        let words = self.launcher.words();
         end(&mut self.launcher).await;
+        // On a shared file system it may take a while.
+        let _ = std::fs::remove_dir_all(folder);
         let worst = |deaths: &[Death]| -> Option<(usize, Option<Exit>, String)> {
             let chosen = deaths.iter().min_by_key(|death| severity(death.exit))?;
             Some((chosen.rank, chosen.exit, chosen.last_words.clone()))
@@ -334,6 +338,8 @@ impl Island {
             signal: None,
             out_of_memory: None,
         };
+        let asked = matches!(ending, Ending::Asked);
+        let given_up = matches!(ending, Ending::GivenUp(_));
         let (rank, exit, stderr_tail) = match ending {
             Ending::Asked => match self.deaths.iter().find(|death| death.rank == 0) {
                 Some(death) => (
@@ -346,6 +352,7 @@ impl Island {
             Ending::Deaths => match worst(&self.deaths) {
                 Some((rank, exit, last_words)) => {
                     let last_words = match last_words.trim() {
+                        "" if exit.is_some() => without_boilerplate(&words),
                         "" => self.launcher.last_words().await,
                         _ => last_words,
                     };
@@ -363,11 +370,21 @@ impl Island {
             }
             Ending::Launcher(exit) => (None, exit, self.launcher.last_words().await),
         };
+        // Ranks that had nothing to do with it are told as well as if they had ended. That comes last: the kernel would give
+        // the next cell to ranks that are about to end.
+        for round in std::mem::take(&mut self.rounds) {
+            if round.has_failed() && !asked {
+                for (channel, message) in round.outcome() {
+                    self.say(channel, message);
+                }
+            }
+        }
         FromAgent::WorkerDown {
             worker: self.worker,
             exit,
             stderr_tail,
             rank: rank.and_then(|rank| u32::try_from(rank).ok()),
+            given_up,
         }
     }
 
@@ -612,9 +629,11 @@ impl Island {
     }
 
     fn printed(&mut self, rank: usize, message: Message, now: Instant) {
-        if message.parent_header != self.printing {
+        // The ranks write one and the same header each in its own way.
+        let parent = message.parse_parent().unwrap_or_default().msg_id;
+        if parent != self.printing.0 {
             self.flush();
-            self.printing = message.parent_header.clone();
+            self.printing = (parent, message.parent_header.clone());
         }
         let content: Value = message.parse_content().unwrap_or_default();
         let name = match content["name"].as_str() {
@@ -740,6 +759,21 @@ impl Island {
         if let Some(error) = self.rounds.get(index).and_then(Round::error) {
             self.say(Channel::Iopub, error);
         }
+    }
+
+    fn say_stuck(&mut self, ranks: &BTreeSet<usize>, request: Bytes) {
+        let (shown, seconds) = (shown(ranks), GRACE.as_secs());
+        let verb = if ranks.len() == 1 {
+            "one rank has"
+        } else {
+            "some ranks have"
+        };
+        let text = format!(
+            "Cellferry: {verb} not ended within {seconds} s after the interrupt: {shown}; what waits for other ranks inside of MPI \
+             cannot be interrupted: interrupt again to end all ranks, and with them their state\n"
+        );
+        self.flush();
+        self.stream(Name::Stderr, &text, request);
     }
 
     fn say_given_up(&mut self, ranks: &BTreeSet<usize>, request: Bytes) {
@@ -877,7 +911,7 @@ impl Island {
 
     fn print(&mut self, shown: Vec<(Name, String)>) {
         for (name, text) in shown {
-            self.stream(name, &text, self.printing.clone());
+            self.stream(name, &text, self.printing.1.clone());
         }
     }
 

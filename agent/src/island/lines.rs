@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// How long a line waits for other ranks that print the same, and an unfinished one for its end.
 pub const HOLD: Duration = Duration::from_millis(100);
 
-/// After how long an unfinished line is shown though another one is unfinished, too.
+/// After how long an unfinished line is shown though another one is unfinished, too, or others go by.
 const TAKE: Duration = Duration::from_secs(1);
 
 /// How many lines wait at most; more are shown early.
@@ -47,6 +47,24 @@ pub fn shown(ranks: &BTreeSet<usize>) -> String {
         };
     }
     text
+}
+
+/// What `mpirun` says when one of its processes has ended as none should: that, we tell ourselves.
+const BOILERPLATE: [&str; 3] = [
+    "has exited due to process rank",
+    "Primary job  terminated normally",
+    "noticed that process rank",
+];
+
+/// The last words of `mpirun` without the paragraphs that only say that a rank has died.
+pub fn without_boilerplate(last_words: &str) -> String {
+    let lines: Vec<&str> = last_words.lines().collect();
+    let paragraphs = lines.split(|line| line.len() > 20 && line.bytes().all(|byte| byte == b'-'));
+    let told = paragraphs.map(|lines| lines.join("\n"));
+    let told = told.filter(|text| {
+        !text.trim().is_empty() && !BOILERPLATE.iter().any(|part| text.contains(part))
+    });
+    told.collect::<Vec<_>>().join("\n")
 }
 
 /// A line with its ranks.
@@ -95,6 +113,8 @@ pub struct Lines {
     after: Vec<usize>,
     begun: BTreeMap<(usize, Name), Begun>,
     open: Option<Open>,
+    /// When a line was ended last.
+    ended: Option<Instant>,
     out: Vec<(Name, String)>,
 }
 
@@ -108,6 +128,7 @@ impl Lines {
             after: vec![0; count],
             begun: BTreeMap::new(),
             open: None,
+            ended: None,
             out: Vec::new(),
         }
     }
@@ -138,6 +159,7 @@ impl Lines {
     }
 
     fn whole(&mut self, rank: usize, name: Name, text: String, now: Instant) {
+        self.ended = Some(now);
         let start = self.after[rank].saturating_sub(self.left);
         let like = self
             .queue
@@ -180,9 +202,13 @@ impl Lines {
         {
             self.show_front();
         }
+        // While lines go by, an unfinished one is most likely the beginning of one of them.
+        let busy = self.ended.is_some_and(|ended| ended + HOLD > now);
         let mut alike: BTreeMap<(Name, String), BTreeSet<usize>> = BTreeMap::new();
         for ((rank, name), begun) in &self.begun {
-            let due = begun.unseen.is_some_and(|(_, looked)| looked + HOLD <= now);
+            let due = begun.unseen.is_some_and(|(since, looked)| {
+                looked + HOLD <= now && (!busy || begun.rewritten || since + TAKE <= now)
+            });
             // Its own lines come first.
             if due && self.after[*rank] <= self.left {
                 let ranks = alike.entry((*name, begun.text.clone())).or_default();
@@ -212,11 +238,10 @@ impl Lines {
                 self.show(name, ranks, text, false);
             }
         }
-        // Whoever waits behind lines of its own is looked at when those are shown.
-        for ((rank, _), begun) in &mut self.begun {
+        // Whoever waits still is looked at again later.
+        for begun in self.begun.values_mut() {
             if let Some((_, looked)) = &mut begun.unseen
                 && *looked + HOLD <= now
-                && self.after[*rank] > self.left
             {
                 *looked = now;
             }
@@ -320,6 +345,45 @@ mod tests {
         assert_eq!(ranks(&[3]), "3");
         assert_eq!(ranks(&[0, 1, 2, 3]), "0-3");
         assert_eq!(ranks(&[0, 2, 3, 9]), "0,2-3,9");
+    }
+
+    #[test]
+    fn only_what_is_new_is_left_of_mpiruns_words() {
+        let rule = "-".repeat(74);
+        let died = format!(
+            "{rule}\nmpirun noticed that process rank 1 with PID 0 on node x\nexited on signal 9.\n{rule}\n"
+        );
+        assert_eq!(without_boilerplate(&died), "");
+        let abort =
+            format!("{rule}\nMPI_ABORT was invoked on rank 1\nwith errorcode 3.\n{rule}\n{died}");
+        assert_eq!(
+            without_boilerplate(&abort),
+            "MPI_ABORT was invoked on rank 1\nwith errorcode 3."
+        );
+        assert_eq!(without_boilerplate("srun: error: x"), "srun: error: x");
+    }
+
+    #[test]
+    fn an_unfinished_line_waits_while_others_go_by() {
+        let (mut lines, mut now) = (Lines::new(2), Instant::now());
+        lines.print(0, Stdout, "half", now);
+        for _ in 0..9 {
+            now = later(now, 100);
+            lines.print(1, Stdout, "whole\n", now);
+            assert!(!text(lines.take(now)).contains("half"));
+        }
+        lines.print(0, Stdout, " a line\n", now);
+        now = later(now, 100);
+        assert_eq!(text(lines.take(now)), "[1] whole\n[0] half a line\n");
+        // But not for ever.
+        lines.print(0, Stdout, "prompt", now);
+        let mut shown = String::new();
+        for _ in 0..11 {
+            now = later(now, 100);
+            lines.print(1, Stdout, "whole\n", now);
+            shown += &text(lines.take(now));
+        }
+        assert!(shown.contains("[0] prompt"), "{shown}");
     }
 
     #[test]

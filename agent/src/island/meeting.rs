@@ -27,6 +27,10 @@ use crate::worker::{Command, START_LIMIT, stopped};
 /// Tells a rank's worker that it is one: it hands on what is printed sooner, so that what all print comes together.
 const RANK: &str = "CELLFERRY_RANK";
 
+/// Open MPI is not to trap the signals of crashes: where in the cell it was, which Python tells, is worth more than where in
+/// which library.
+const TRAPPED: (&str, &str) = ("OMPI_MCA_opal_signal", "");
+
 /// How many may be at the port who have not proved that they know the secret. Others wait in the system's queue.
 const STRANGERS: usize = 64;
 
@@ -192,10 +196,10 @@ async fn gather(
         stderr_tail: String::new(),
     };
     let spec = Arc::new(WorkerSpec {
-        gpus: None,
         ranks: None,
         ..spec.clone()
     });
+    let each = ranks.gpus;
     let room = Arc::new(Semaphore::new(STRANGERS));
     let mut coming = JoinSet::new();
     let mut came = BTreeMap::new();
@@ -212,7 +216,7 @@ async fn gather(
                         drop(permit);
                         let met = met.map_err(io::Error::from).flatten();
                         let (visit, stream) = met.map_err(Failure::Stranger)?;
-                        up(visit, stream, worker, &spec).await
+                        up(visit, stream, worker, &spec, each).await
                     });
                 }
                 continue;
@@ -284,12 +288,36 @@ async fn greet(
     Ok((visit, (ours, Link(piping.abort_handle()))))
 }
 
-/// Starts a rank's worker.
+/// The GPUs of one rank, of those that the island has on its machine.
+fn share(gpus: &[u32], each: u32, visit: &Visit) -> Result<Vec<u32>, String> {
+    let Some(local) = visit.local else {
+        return Err(format!(
+            "the launcher does not say which of its machine's ranks rank {} is, so it cannot be given GPUs of its own",
+            visit.rank
+        ));
+    };
+    let each = each as usize;
+    let start = (local as usize).saturating_mul(each);
+    let own = gpus.iter().skip(start).take(each).copied();
+    let own: Vec<u32> = own.collect();
+    if own.len() < each {
+        return Err(format!(
+            "there are {} GPUs for the ranks of each machine, and rank {} is number {local} of its own, from 0: ask for \
+             `nodes` in `resources`, so that as many ranks come to each as there are GPUs for",
+            gpus.len(),
+            visit.rank
+        ));
+    }
+    Ok(own)
+}
+
+/// Starts a rank's worker, with `each` of the GPUs to itself.
 async fn up(
     visit: Visit,
     (stream, link): (tokio::io::DuplexStream, Link),
     worker: WorkerId,
     spec: &WorkerSpec,
+    each: Option<u32>,
 ) -> Result<Came, Failure> {
     let lost = |reason: String| {
         Failure::Rank(StartFailure::Ranks {
@@ -306,6 +334,19 @@ async fn up(
         .map_err(|error| lost(error.to_string()))?;
     let mut spec = spec.clone();
     spec.env.push((RANK.to_owned(), visit.rank.to_string()));
+    if spec.env.iter().all(|(name, _)| name != TRAPPED.0) {
+        spec.env.push((TRAPPED.0.to_owned(), TRAPPED.1.to_owned()));
+    }
+    if let (Some(each), Some(gpus)) = (each, &spec.gpus) {
+        let own = share(gpus, each, &visit).map_err(|reason| {
+            let stderr_tail = String::new();
+            Failure::Rank(StartFailure::Ranks {
+                reason,
+                stderr_tail,
+            })
+        })?;
+        spec.gpus = Some(own);
+    }
     sender.queue(ToAgent::StartWorker { worker, spec });
     let mut hello = None;
     loop {

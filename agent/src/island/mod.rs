@@ -54,6 +54,8 @@ struct Visit {
     sees: bool,
     /// Ranks of which this is the same see each other's directories.
     node: String,
+    /// Which of its machine's ranks it is, if the launcher says so.
+    local: Option<u32>,
 }
 
 impl Directory {

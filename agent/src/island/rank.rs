@@ -17,6 +17,13 @@ const NUMBERS: [&str; 4] = [
     "SLURM_PROCID",
 ];
 
+/// The variables in which they say which of its machine's ranks a process is, in the same order.
+const LOCAL_NUMBERS: [&str; 3] = [
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "SLURM_LOCALID",
+];
+
 /// Serves the island in `folder` until it ends.
 ///
 /// # Errors
@@ -35,6 +42,7 @@ pub async fn rank(folder: &Path) -> Result<(), AgentError> {
         rank: number,
         sees: meeting.own.iter().all(Directory::is_seen),
         node: node(),
+        local: local_number(|name| std::env::var(name).ok()),
     };
     greeted
         .tell(&visit)
@@ -60,6 +68,12 @@ fn number(variable: impl Fn(&str) -> Option<String>) -> Result<u32, String> {
                 NUMBERS.join(", ")
             )
         })
+}
+
+/// Which of its machine's ranks it is.
+fn local_number(variable: impl Fn(&str) -> Option<String>) -> Option<u32> {
+    let told = LOCAL_NUMBERS.iter().find_map(|name| variable(name));
+    told.and_then(|text| text.trim().parse().ok())
 }
 
 /// What ranks have in common that see each other's directories: those in which all of them are made.
@@ -93,5 +107,16 @@ mod tests {
         );
         assert!(set(&[]).unwrap_err().contains("PMIX_RANK"));
         assert!(set(&[("PMIX_RANK", "x")]).is_err());
+        let local = |pairs: &'static [(&str, &str)]| {
+            local_number(move |name| {
+                let found = pairs.iter().find(|(other, _)| *other == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert_eq!(
+            local(&[("SLURM_LOCALID", "0"), ("OMPI_COMM_WORLD_LOCAL_RANK", "1")]),
+            Some(1)
+        );
+        assert_eq!(local(&[]), None);
     }
 }

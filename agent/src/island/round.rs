@@ -40,6 +40,8 @@ pub enum Due {
     Interrupt(Vec<usize>),
     /// The first failure is to be shown.
     Show,
+    /// The user is to be told that these ranks have not ended after an interrupt.
+    Tell(BTreeSet<usize>),
     /// The ranks that still run will not end by themselves.
     GiveUp,
 }
@@ -58,6 +60,7 @@ pub struct Round {
     parts: Vec<Part>,
     failed: Option<Failed>,
     interrupted: Option<Instant>,
+    told: bool,
     given_up: bool,
 }
 
@@ -112,6 +115,7 @@ impl Round {
             parts: (0..count).map(|_| Part::default()).collect(),
             failed: None,
             interrupted: None,
+            told: false,
             given_up: false,
         }
     }
@@ -239,7 +243,11 @@ impl Round {
         // Who has failed, too, is about to end.
         let running = |rank: &usize| self.parts[*rank].error.is_none();
         let open: Vec<usize> = self.open().into_iter().filter(running).collect();
-        let failed = self.failed.as_mut()?;
+        let Some(failed) = self.failed.as_mut() else {
+            let late = !over && self.tell_at().is_some_and(|at| at <= now);
+            self.told |= late;
+            return late.then(|| Due::Tell(self.open()));
+        };
         if !failed.shown && (over || failed.since + HOLD <= now) {
             failed.shown = true;
             return Some(Due::Show);
@@ -257,11 +265,45 @@ impl Round {
 
     /// When something is due next.
     pub fn next_due(&self) -> Option<Instant> {
-        let failed = self.failed.as_ref()?;
+        let Some(failed) = self.failed.as_ref() else {
+            return self.tell_at().filter(|_| !self.is_over());
+        };
         let show = (!failed.shown).then_some(HOLD);
         let interrupt = INTERRUPTS.get(failed.interrupts).copied();
         let first = [show, interrupt, Some(GRACE)].into_iter().flatten().min()?;
         Some(failed.since + first)
+    }
+
+    fn tell_at(&self) -> Option<Instant> {
+        let interrupted = self.interrupted.filter(|_| self.runs && !self.told);
+        interrupted.map(|first| first + GRACE)
+    }
+
+    /// The ranks that are open will not end it: unless another one has failed, that is for the user's interrupt, and
+    /// true is returned, since that has not been shown.
+    pub fn give_up(&mut self, author: &Author) -> bool {
+        let Some(rank) = self.open().first().copied().filter(|_| !self.has_failed()) else {
+            return false;
+        };
+        let name = "KeyboardInterrupt";
+        let traceback = [format!("\u{1b}[31m{name}\u{1b}[39m")];
+        let mut content = json!({"ename": name, "evalue": "", "traceback": traceback});
+        let says = |kind: &str, content: &Value| Message {
+            parent_header: self.request.clone(),
+            ..author.message(kind, None, content)
+        };
+        let error = says("error", &content);
+        content["status"] = json!("error");
+        let part = Part {
+            idle: Some(says("status", &json!({"execution_state": "idle"}))),
+            reply: Some(says("execute_reply", &content)),
+            report: Some(says("cellferry_report", &json!({"bound": {}}))),
+            error: Some(error),
+            unprepared: false,
+        };
+        self.parts[rank] = part;
+        self.fail(rank, Instant::now());
+        true
     }
 
     /// The ranks that failed as the first did, and its own error with them in the traceback.
@@ -467,6 +509,28 @@ mod tests {
         assert_eq!(play.round.due(play.now), None);
         play.round.interrupted(play.now + GRACE);
         assert_eq!(play.round.due(play.now), Some(Due::GiveUp));
+        assert!(play.round.give_up(&Author::new()));
+        let outcome = play.outcome();
+        assert_eq!(
+            (&outcome[0]["bound"], &outcome[1]["ename"]),
+            (&json!({}), &json!("KeyboardInterrupt"))
+        );
+        assert_eq!(outcome[2]["execution_state"], "idle");
+    }
+
+    #[test]
+    fn the_user_is_told_once_who_does_not_end() {
+        let mut play = Play::new(2);
+        play.round.interrupted(play.now);
+        play.ends(1, "ok", "");
+        assert_eq!(play.round.due(play.now), None);
+        play.now = play.round.next_due().unwrap();
+        let open = BTreeSet::from([0]);
+        assert_eq!(play.round.due(play.now), Some(Due::Tell(open)));
+        assert_eq!(
+            (play.round.due(play.now), play.round.next_due()),
+            (None, None)
+        );
     }
 
     #[test]

@@ -33,6 +33,7 @@ fn island(count: u32) -> WorkerSpec {
             count,
             launcher: launcher.map(str::to_owned).to_vec(),
             spread: false,
+            gpus: None,
         }),
         ..spec
     }

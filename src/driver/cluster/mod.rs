@@ -192,8 +192,13 @@ impl Clusters {
                 )
             })
             .unwrap_or((0, &allocation.nodes[0]));
+        let others = allocation
+            .nodes
+            .iter()
+            .filter(|(other, lost)| !lost && other != location);
         Node {
             location: location.clone(),
+            others: others.map(|(other, _)| other.clone()).collect(),
             number: u32::try_from(number).unwrap_or_default(),
             target: target.name.clone(),
             patience: slurm.patience,

@@ -1,6 +1,7 @@
 //! The way to the agent of one node of an allocation: a command on the login node, where the allocation's gate connects it
 //! with the node.
 
+use std::num::NonZeroU32;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,8 @@ const WORDS: u64 = 4 << 10;
 pub struct Node {
     /// Its name in this session.
     pub location: TargetName,
+    /// The other nodes of the allocation that are not lost, in their order.
+    pub others: Vec<TargetName>,
     /// Its number in the allocation, from 0.
     pub number: u32,
     /// The target's name.
@@ -54,6 +57,18 @@ pub struct Node {
 }
 
 impl Node {
+    /// How many nodes the allocation has.
+    pub fn nodes(&self) -> NonZeroU32 {
+        let others = u32::try_from(self.others.len()).unwrap_or_default();
+        NonZeroU32::MIN.saturating_add(others)
+    }
+
+    /// The other nodes that ranks are on who are on so many nodes, this one first.
+    pub fn others_of(&self, nodes: NonZeroU32) -> Vec<TargetName> {
+        let others = nodes.get() as usize - 1;
+        self.others.iter().take(others).cloned().collect()
+    }
+
     /// The folder of the job, once it is prepared.
     async fn folder(&self) -> Result<String, Broken> {
         let mut job = self.job.clone();
