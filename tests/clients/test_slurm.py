@@ -9,37 +9,10 @@ import nbformat
 import pytest
 from client import on
 from faults import final_notices, notices
+from jobs import no_jobs, open_jobs
 from processes import wait_until
-from world import write_targets
-
 
 BIG = on("big")
-
-
-@pytest.fixture
-def slurm(cluster, tmp_path):
-    """Defines targets on the cluster: `slurm("big", nodes=3)`."""
-    targets = {}
-
-    def define(name="big", **keys):
-        usual = {"type": "slurm", "login": "login", "python": cluster.python}
-        targets[name] = targets.get(name, usual) | keys
-        write_targets(tmp_path / "cellferry.toml", targets)
-
-    return define
-
-
-def jobs(cluster, states="all"):
-    """The numbers of all jobs that have not ended."""
-    return [int(number) for number in cluster.slurm(f"squeue -h -o %A -t {states}", user=None).split()]
-
-
-def open_jobs(cluster):
-    return jobs(cluster, "PENDING,RUNNING,SUSPENDED,CONFIGURING")
-
-
-def no_jobs(cluster, seconds=10):
-    wait_until(lambda: open_jobs(cluster) == [], seconds, lambda: f"jobs: {cluster.slurm('squeue')}")
 
 
 def test_cells_run_in_one_job_that_shutdown_ends(cluster, slurm, kernel):

@@ -1,0 +1,260 @@
+"""Faults of a real Slurm cluster as users meet them: what is told under the cell, and that nothing is left behind."""
+
+import os
+import signal
+from contextlib import contextmanager
+
+import pytest
+from client import on
+from faults import notices
+from jobs import no_jobs, open_jobs
+from processes import wait_until
+
+BIG = on("big")
+
+
+@contextmanager
+def busy(cluster):
+    """All nodes are another user's."""
+    other = cluster.slurm("sbatch --parsable -N3 --exclusive --output=/dev/null --wrap 'sleep 1000'", user="bob")
+    wait_until(lambda: cluster.job(other)["JobState"] == "RUNNING", 20, lambda: cluster.job(other))
+    try:
+        yield other
+    finally:
+        cluster.slurm("scancel --user=bob", user=None)
+
+
+def no_jobs_of_alice(cluster, seconds=20):
+    wait_until(lambda: not cluster.slurm("squeue -h -u alice", user=None), seconds, lambda: cluster.slurm("squeue"))
+
+
+def no_folders(cluster, below="~/.cache", seconds=10):
+    """Waits until no folder of a job is left."""
+    listed = f"ls {below}/cellferry/jobs 2>/dev/null || true"
+    wait_until(lambda: not cluster.slurm(listed), seconds, lambda: cluster.slurm(f"find {below}/cellferry/jobs"))
+
+
+def wrap(cluster, text):
+    """What `sbatch` is for alice: `$real` is Slurm's own."""
+    cluster.write("login", "bin/sbatch", f"#!/bin/bash\nreal=/usr/bin/sbatch\n{text}\n")
+    cluster.slurm("chmod +x bin/sbatch")
+    cluster.write("login", ".bashrc", "PATH=~/bin:$PATH\n")
+
+
+# --- a full queue
+
+
+def test_a_full_queue_is_told_and_waited_for(cluster, slurm, kernel):
+    """As many jobs as the controller keeps at all."""
+    slurm()
+    kernel.run("x = 5").ok()
+    conf = "/etc/slurm/slurm.conf"
+    cluster.on("login", f"cp {conf} /run/slurm.conf; echo MaxJobCount=$(($(squeue -h -t all | wc -l) + 2)) >> {conf}")
+    cluster.fault("restart", "login", "slurmctld")
+    try:
+        for _ in range(2):
+            cluster.slurm("sbatch --hold --output=/dev/null --wrap true")
+        run = kernel.send("x + 1", BIG)
+        kernel.read_until(lambda: "takes no more jobs for now" in notices(run), 60)
+        print(notices(run))
+    finally:
+        cluster.on("login", f"cp /run/slurm.conf {conf}")
+        cluster.fault("restart", "login", "slurmctld")
+    kernel.finish(run)
+    assert run.ok().result == "6"
+    cluster.slurm("scancel --state=PENDING --user=alice")
+
+
+# --- quotas
+
+
+def test_no_room_for_the_agent(cluster, slurm, kernel):
+    cluster.on("login", "mkdir /run/little && mount -t tmpfs -o size=64k,mode=1777 tb-little /run/little")
+    try:
+        slurm(folder="/run/little")
+        run = kernel.run("1", BIG)
+        print(run.error)
+        assert "No space left" in run.error and "`folder`" in run.error
+        assert cluster.on("login", "ls /run/little/cellferry/jobs") == ""
+    finally:
+        cluster.on("login", "umount /run/little; rmdir /run/little")
+
+
+# --- the controller
+
+
+def test_the_controller_is_away_while_a_job_waits(cluster, slurm, kernel):
+    slurm(nodes=3)
+    with busy(cluster):
+        run = kernel.send("1", BIG)
+        kernel.read_until(lambda: " waits" in notices(run), 60)
+        cluster.fault("stop", "login", "slurmctld")
+        kernel.read_until(lambda: "Slurm does not answer on login" in notices(run), 60)
+        print(notices(run)[-1000:])
+        cluster.fault("start", "login", "slurmctld")
+    kernel.finish(run, timeout=90)
+    assert run.ok().result == "1"
+
+
+def test_the_controller_is_away_at_the_end(cluster, slurm, start):
+    slurm(patience="3s")
+    kernel = start()
+    kernel.run("1", BIG).ok()
+    cluster.fault("stop", "login", "slurmctld")
+    kernel.close()
+    wait_until(lambda: not any("srun" in c or "cellferry" in c for c in cluster.processes("node1").values()), 30, lambda: cluster.processes("node1"))
+    cluster.fault("start", "login", "slurmctld")
+    no_jobs(cluster, 30)
+    no_folders(cluster)
+    cluster.left_within = 30
+
+
+def test_the_controller_is_away_when_a_waiting_job_is_not_wanted_any_more(cluster, slurm, start):
+    slurm(nodes=3, patience="3s")
+    kernel = start()
+    with busy(cluster):
+        run = kernel.send("1", BIG)
+        kernel.read_until(lambda: " waits" in notices(run), 60)
+        cluster.fault("stop", "login", "slurmctld")
+        os.kill(kernel.pid, signal.SIGKILL)
+        wait_until(lambda: "scancel" in str(cluster.processes("login")), 20, lambda: cluster.processes("login"))
+        cluster.fault("start", "login", "slurmctld")
+        no_jobs_of_alice(cluster, 40)
+    cluster.left_within = 30
+
+
+# --- others
+
+
+def test_a_job_cancelled_while_it_waits(cluster, slurm, kernel):
+    slurm(nodes=3)
+    with busy(cluster):
+        run = kernel.send("1", BIG)
+        kernel.read_until(lambda: " waits" in notices(run), 60)
+        cluster.slurm("scancel --user=alice", user=None)
+        kernel.finish(run)
+    print(run.error)
+    assert "CANCELLED" in run.error
+
+
+def test_a_job_that_is_held_and_a_closed_partition(cluster, slurm, kernel):
+    slurm(nodes=3)
+    slurm("other", partition="short", time="1m")
+    with busy(cluster):
+        cluster.on("login", "scontrol update PartitionName=short State=DOWN")
+        try:
+            closed = kernel.send("2", on("other"))
+            run = kernel.send("1", BIG)
+            kernel.read_until(lambda: " waits" in notices(run), 60)
+            number = cluster.slurm("squeue -h -u alice -p batch -o %A")
+            cluster.slurm(f"scontrol hold {number}")
+            kernel.read_until(lambda: "it is held, by you" in notices(run), 60)
+            print(notices(run)[-1000:], notices(closed)[-1000:])
+            assert "the partition is closed by the administrators" in notices(closed)
+            cluster.slurm(f"scontrol release {number}")
+        finally:
+            cluster.on("login", "scontrol update PartitionName=short State=UP")
+    kernel.finish(run, closed, timeout=90)
+    assert (run.ok().result, closed.ok().result) == ("1", "2")
+
+
+def test_a_node_is_drained_while_a_cell_runs(cluster, slurm, kernel):
+    slurm()
+    kernel.run("import os, time", BIG).ok()
+    run = kernel.send("print(os.uname().nodename, flush=True)\ntime.sleep(6)\nx = 5", BIG)
+    kernel.read_until(lambda: run.text().startswith("node"))
+    node = run.text().strip()
+    cluster.on("login", f"scontrol update NodeName={node} State=DRAIN Reason=test")
+    kernel.finish(run)
+    run.ok()
+    assert kernel.run("x + 1", BIG).ok().result == "6"
+    kernel.run("%cellferry release").ok()
+    assert kernel.run("os.uname().nodename", BIG).ok().result != repr(node)
+
+
+def test_a_requeued_job(cluster, slurm, kernel):
+    slurm(options={"requeue": True})
+    kernel.run("import os, time\nx = 5", BIG).ok()
+    run = kernel.send("print('go', flush=True)\ntime.sleep(6)\ny = x + 1", BIG)
+    kernel.read_printed(run, "go")
+    (job,) = open_jobs(cluster)
+    cluster.on("login", f"scontrol requeue {job}")
+    kernel.finish(run, timeout=110)
+    print(notices(run), run.text("stderr"))
+    assert kernel.run("y").ok().result == "6"
+    print(cluster.slurm("squeue"))
+    assert len(open_jobs(cluster)) == 1
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+def test_killed_while_it_submits(cluster, slurm, start, how):
+    slurm(patience="3s")
+    kernel = start()
+    if how == "before":
+        wrap(cluster, "touch ~/submitting; until [ -e ~/go ]; do sleep 0.05; done; exec $real \"$@\"")
+    else:
+        wrap(cluster, "$real \"$@\"; touch ~/submitting; until [ -e ~/go ]; do sleep 0.05; done")
+    kernel.send("1", BIG)
+    kernel.read_until(lambda: "submitting" in cluster.slurm("ls"), 30)
+    os.kill(kernel.pid, signal.SIGKILL)
+    cluster.slurm("touch go")
+    wait_until(lambda: cluster.slurm("squeue -h -t all -u alice | grep -c . || true") != "0", 20, "no job")
+    no_jobs_of_alice(cluster, 40)
+    cluster.left_within = 30
+
+
+@pytest.mark.parametrize("how", ["link", "shutdown"])
+def test_cut_while_it_submits(cluster, slurm, start, how):
+    """The answer is lost."""
+    slurm()
+    kernel = start()
+    wrap(cluster, "echo x >> ~/submitting; $real \"$@\"; until [ -e ~/go ]; do sleep 0.05; done")
+    run = kernel.send("1", BIG)
+    kernel.read_until(lambda: "submitting" in cluster.slurm("ls"), 30)
+    wait_until(lambda: open_jobs(cluster), 10, "no job")
+    if how == "shutdown":
+        cluster.slurm("touch go")
+        kernel.close()
+        no_jobs(cluster, 20)
+        return
+    cluster.fault("cut", "login")
+    kernel.read_until(lambda: "trying again" in notices(run), 90)
+    print(notices(run)[-1000:])
+    cluster.fault("heal", "login")
+    cluster.slurm("touch go")
+    kernel.finish(run, timeout=90)
+    assert run.ok().result == "1"
+    assert cluster.slurm("squeue -h -t all -u alice -o %j | sort | uniq -d") == ""
+    assert cluster.slurm("cat submitting") == "x"
+
+
+def test_an_sbatch_that_talks(cluster, slurm, kernel):
+    wrap(cluster, "echo 'Welcome to our site, user 17!'; echo 'lua: 3 notes' >&2; $real \"$@\"; echo; echo 'Have a nice day, 99 times.'")
+    cluster.slurm("printf 'echo hello; echo oops >&2; false\\n' >> .bashrc")
+    slurm()
+    assert kernel.run("1", BIG).ok().result == "1"
+
+
+@pytest.mark.parametrize("setup, told", [
+    ("module load nonesuch", "module load nonesuch"),
+    ("exit 3", "3"),
+    ("head -c 20000000 /dev/zero | tr '\\\\0' x >&2; false", "false"),
+])
+def test_setup_that_fails(cluster, slurm, kernel, setup, told):
+    slurm(setup=setup)
+    run = kernel.run("1", BIG)
+    print(run.error)
+    assert told in run.error and "setup" in run.error
+    assert len(run.error) < 5000
+    no_jobs(cluster)
+
+
+def test_setup_that_hangs_or_talks(cluster, slurm, kernel):
+    slurm(setup="until [ -e ~/go ]; do sleep 0.1; done; yes | head -c 5000000")
+    run = kernel.send("1", BIG)
+    kernel.read_until(lambda: "runs on" in notices(run), 60)
+    import time; time.sleep(15)
+    print(notices(run))
+    cluster.slurm("touch go")
+    kernel.finish(run)
+    assert run.ok().result == "1"
