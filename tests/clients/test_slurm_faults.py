@@ -49,11 +49,10 @@ def test_a_full_queue_is_told_and_waited_for(cluster, slurm, kernel):
     slurm()
     kernel.run("x = 5").ok()
     conf = "/etc/slurm/slurm.conf"
-    cluster.on("login", f"cp {conf} /run/slurm.conf; echo MaxJobCount=$(($(squeue -h -t all | wc -l) + 2)) >> {conf}")
+    cluster.slurm("sbatch --hold --output=/dev/null --wrap true; sbatch --hold --output=/dev/null --wrap true")
+    cluster.on("login", f"cp {conf} /run/slurm.conf; echo MaxJobCount=$(squeue -h -t all | wc -l) >> {conf}")
     cluster.fault("restart", "login", "slurmctld")
     try:
-        for _ in range(2):
-            cluster.slurm("sbatch --hold --output=/dev/null --wrap true")
         run = kernel.send("x + 1", BIG)
         kernel.read_until(lambda: "takes no more jobs for now" in notices(run), 60)
         print(notices(run))
@@ -65,6 +64,64 @@ def test_a_full_queue_is_told_and_waited_for(cluster, slurm, kernel):
     cluster.slurm("scancel --state=PENDING --user=alice")
 
 
+@pytest.fixture
+def limits(accounted):
+    """Sets limits of alice's association: `limits(MaxSubmitJobs=1)`."""
+    accounted.on("login", "scontrol show config | grep -q 'AccountingStorageEnforce.*limits'")
+    given = set()
+
+    def limits(what="user alice", **keys):
+        given.update((what, key) for key in keys)
+        values = " ".join(f"{key}={value}" for key, value in keys.items())
+        accounted.on("login", f"sacctmgr -i modify {what} set {values}")
+
+    yield limits
+    for what, key in given:
+        accounted.on("login", f"sacctmgr -i modify {what} set {key}=-1")
+
+
+def test_as_many_jobs_as_a_user_may_have(accounted, slurm, limits, kernel):
+    limits(MaxSubmitJobs=1)
+    slurm()
+    other = accounted.slurm("sbatch --parsable --hold --output=/dev/null --wrap true")
+    run = kernel.send("x = 5", BIG)
+    told = "as many jobs of yours wait and run as may (AssocMaxSubmitJobLimit); end one"
+    kernel.read_until(lambda: told in notices(run), 60)
+    print(notices(run))
+    accounted.slurm(f"scancel {other}")
+    kernel.finish(run)
+    assert kernel.run("x").ok().result == "5"
+    kernel.run("%cellferry release").ok()
+    no_jobs(accounted)
+    # Nobody need wait for the queue to give up waiting.
+    other = accounted.slurm("sbatch --parsable --hold --output=/dev/null --wrap true")
+    run = kernel.send("x = 6", BIG)
+    kernel.read_until(lambda: told in notices(run), 60)
+    kernel.close()
+    no_folders(accounted)
+    accounted.slurm(f"scancel {other}")
+    no_jobs(accounted)
+
+
+def test_what_an_account_has_used_up_or_may_not_have_at_once(accounted, slurm, limits, kernel):
+    slurm(cpus=4)
+    limits(MaxTRESPerUser="cpu=2", what="qos normal")
+    run = kernel.send("1", BIG)
+    kernel.read_until(lambda: "QOSMaxCpuPerUserLimit" in notices(run), 60)
+    print(notices(run)[-500:])
+    accounted.slurm("scancel --user=alice", user=None)
+    kernel.finish(run)
+    print(run.error)
+    assert "CANCELLED" in run.error and "the administrator (root) cancelled it" in run.error
+    limits(MaxTRESPerUser="cpu=-1", what="qos normal")
+    limits(GrpTRESMins="cpu=1", what="account default")
+    run = kernel.run("1", BIG)
+    print(run.error)
+    assert "AssocGrpCPUMinutesLimit" in run.error and "take another `account`" in run.error
+    no_jobs(accounted)
+    no_folders(accounted)
+
+
 # --- quotas
 
 
@@ -74,7 +131,7 @@ def test_no_room_for_the_agent(cluster, slurm, kernel):
         slurm(folder="/run/little")
         run = kernel.run("1", BIG)
         print(run.error)
-        assert "No space left" in run.error and "`folder`" in run.error
+        assert "No space left" in run.error and "name another place as `folder`" in run.error
         assert cluster.on("login", "ls /run/little/cellferry/jobs") == ""
     finally:
         cluster.on("login", "umount /run/little; rmdir /run/little")
@@ -188,7 +245,7 @@ def test_a_requeued_job(cluster, slurm, kernel):
 
 @pytest.mark.parametrize("how", ["before", "after"])
 def test_killed_while_it_submits(cluster, slurm, start, how):
-    slurm(patience="3s")
+    slurm(patience="3s", options={"nice": 0})
     kernel = start()
     if how == "before":
         wrap(cluster, "touch ~/submitting; until [ -e ~/go ]; do sleep 0.05; done; exec $real \"$@\"")
@@ -206,7 +263,7 @@ def test_killed_while_it_submits(cluster, slurm, start, how):
 @pytest.mark.parametrize("how", ["link", "shutdown"])
 def test_cut_while_it_submits(cluster, slurm, start, how):
     """The answer is lost."""
-    slurm()
+    slurm(options={"nice": 0})
     kernel = start()
     wrap(cluster, "echo x >> ~/submitting; $real \"$@\"; until [ -e ~/go ]; do sleep 0.05; done")
     run = kernel.send("1", BIG)
@@ -217,10 +274,10 @@ def test_cut_while_it_submits(cluster, slurm, start, how):
         kernel.close()
         no_jobs(cluster, 20)
         return
-    cluster.fault("cut", "login")
+    cluster.fault("crash", "login", "sshd")
     kernel.read_until(lambda: "trying again" in notices(run), 90)
     print(notices(run)[-1000:])
-    cluster.fault("heal", "login")
+    cluster.fault("start", "login", "sshd")
     cluster.slurm("touch go")
     kernel.finish(run, timeout=90)
     assert run.ok().result == "1"
@@ -231,7 +288,7 @@ def test_cut_while_it_submits(cluster, slurm, start, how):
 def test_an_sbatch_that_talks(cluster, slurm, kernel):
     wrap(cluster, "echo 'Welcome to our site, user 17!'; echo 'lua: 3 notes' >&2; $real \"$@\"; echo; echo 'Have a nice day, 99 times.'")
     cluster.slurm("printf 'echo hello; echo oops >&2; false\\n' >> .bashrc")
-    slurm()
+    slurm(options={"nice": 0})
     assert kernel.run("1", BIG).ok().result == "1"
 
 
@@ -241,7 +298,7 @@ def test_an_sbatch_that_talks(cluster, slurm, kernel):
     ("head -c 20000000 /dev/zero | tr '\\\\0' x >&2; false", "false"),
 ])
 def test_setup_that_fails(cluster, slurm, kernel, setup, told):
-    slurm(setup=setup)
+    slurm(setup=setup, options={"nice": 0})
     run = kernel.run("1", BIG)
     print(run.error)
     assert told in run.error and "setup" in run.error
@@ -252,8 +309,7 @@ def test_setup_that_fails(cluster, slurm, kernel, setup, told):
 def test_setup_that_hangs_or_talks(cluster, slurm, kernel):
     slurm(setup="until [ -e ~/go ]; do sleep 0.1; done; yes | head -c 5000000")
     run = kernel.send("1", BIG)
-    kernel.read_until(lambda: "runs on" in notices(run), 60)
-    import time; time.sleep(15)
+    kernel.read_until(lambda: "no word from there yet" in notices(run), 60)
     print(notices(run))
     cluster.slurm("touch go")
     kernel.finish(run)

@@ -24,7 +24,7 @@ const GREETING: Duration = Duration::from_secs(5);
 pub(super) const WORD: Duration = Duration::from_secs(10);
 
 /// How often the gate looks whether its allocation is still there, and those who want a node that has not come.
-const LOOK_AROUND: Duration = Duration::from_secs(2);
+pub(super) const LOOK_AROUND: Duration = Duration::from_secs(2);
 
 /// How often the gate looks for new mailboxes.
 const LOOK: Duration = Duration::from_millis(500);

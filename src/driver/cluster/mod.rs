@@ -443,7 +443,7 @@ impl Clusters {
     /// Whether nodes use the mailboxes of their allocations, since they cannot connect to the login node.
     pub async fn uses_mail(&self) -> bool {
         for allocation in &self.allocations {
-            let JobState::Submitted { folder } = allocation.state.borrow().clone() else {
+            let JobState::Prepared { folder } = allocation.state.borrow().clone() else {
                 continue;
             };
             let lines = format!("ls -A {folder}/mail 2>/dev/null");

@@ -52,12 +52,12 @@ pub struct Node {
 }
 
 impl Node {
-    /// The folder of the job, once it is submitted.
+    /// The folder of the job, once it is prepared.
     async fn folder(&self) -> Result<String, Broken> {
         let mut job = self.job.clone();
         let settled = job.wait_for(|state| !matches!(state, JobState::Preparing));
         match settled.await.as_deref() {
-            Ok(JobState::Submitted { folder, .. }) => Ok(folder.clone()),
+            Ok(JobState::Prepared { folder, .. }) => Ok(folder.clone()),
             Ok(JobState::Ended(problem, gone)) => Err(Broken::Ended(problem.clone(), *gone)),
             Ok(JobState::Preparing) | Err(_) => Err(Broken::Lost(self.gone())),
         }

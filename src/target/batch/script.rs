@@ -22,6 +22,23 @@ const SECRET: &str = "secret";
 /// What the job itself says.
 pub const LOG: &str = "job.log";
 
+/// Stands between what a job says and what is said on its nodes.
+const NODES: &str = "\ncellferry: nodes\n";
+
+/// Lines of shell that print the last words of a job, and those of each of its nodes.
+pub fn ask_words(folder: &str) -> String {
+    let folder = quoted(folder);
+    format!(
+        "tail -c 4000 {folder}/{LOG} 2>/dev/null; printf '%s' '{NODES}'\n\
+         for log in {folder}/node-*.log; do tail -c 1000 \"$log\" 2>/dev/null; echo; done | head -c 20000"
+    )
+}
+
+/// Tells the two apart.
+pub fn words(text: &str) -> (&str, &str) {
+    text.split_once(NODES).unwrap_or((text, ""))
+}
+
 /// How long the folder may take: shared file systems may be slow.
 const LIMIT: Duration = Duration::from_secs(60);
 
