@@ -41,6 +41,13 @@ def wrap(cluster, text):
     cluster.write("login", ".bashrc", "PATH=~/bin:$PATH\n")
 
 
+def no_tcp(cluster):
+    """Nodes cannot connect to the login node."""
+    rules = "type filter hook input priority 0;"
+    cluster.on("login", f"nft add table inet gate; nft add chain inet gate input '{{ {rules} }}'")
+    cluster.on("login", "nft add rule inet gate input iifname != lo tcp dport 32768-60999 ct state new drop")
+
+
 # --- a full queue
 
 
@@ -77,49 +84,46 @@ def limits(accounted):
 
     yield limits
     for what, key in given:
-        accounted.on("login", f"sacctmgr -i modify {what} set {key}=-1")
+        none = "cpu=-1" if "TRES" in key else "-1"
+        accounted.on("login", f"sacctmgr -i modify {what} set {key}={none}")
 
 
-def test_as_many_jobs_as_a_user_may_have(accounted, slurm, limits, kernel):
+@pytest.mark.timeout(200)
+def test_limits_of_users_and_accounts(accounted, slurm, limits, kernel):
+    slurm(cpus=4)
     limits(MaxSubmitJobs=1)
-    slurm()
     other = accounted.slurm("sbatch --parsable --hold --output=/dev/null --wrap true")
     run = kernel.send("x = 5", BIG)
     told = "as many jobs of yours wait and run as may (AssocMaxSubmitJobLimit); end one"
     kernel.read_until(lambda: told in notices(run), 60)
-    print(notices(run))
     accounted.slurm(f"scancel {other}")
     kernel.finish(run)
     assert kernel.run("x").ok().result == "5"
     kernel.run("%cellferry release").ok()
     no_jobs(accounted)
-    # Nobody need wait for the queue to give up waiting.
+
+    limits(MaxTRESPerUser="cpu=2", what="qos normal")
+    run = kernel.send("1", BIG)
+    kernel.read_until(lambda: "QOSMaxCpuPerUserLimit" in notices(run), 60)
+    assert "never if there are none: ask for less then" in notices(run)
+    accounted.slurm("scancel --user=alice", user=None)
+    kernel.finish(run)
+    assert "CANCELLED" in run.error and "the administrator (root) cancelled it" in run.error
+
+    limits(MaxTRESPerUser="cpu=-1", what="qos normal")
+    limits(GrpTRESMins="cpu=0", what="account default")
+    run = kernel.run("1", BIG)
+    assert "AssocGrpCPUMinutesLimit" in run.error and "take another `account`" in run.error
+    no_jobs(accounted)
+
+    # Who waits for a full queue no more need not wait for its end.
     other = accounted.slurm("sbatch --parsable --hold --output=/dev/null --wrap true")
     run = kernel.send("x = 6", BIG)
     kernel.read_until(lambda: told in notices(run), 60)
     kernel.close()
+    assert "cellferry" not in accounted.slurm("squeue -h -o %j", user=None)
     no_folders(accounted)
     accounted.slurm(f"scancel {other}")
-    no_jobs(accounted)
-
-
-def test_what_an_account_has_used_up_or_may_not_have_at_once(accounted, slurm, limits, kernel):
-    slurm(cpus=4)
-    limits(MaxTRESPerUser="cpu=2", what="qos normal")
-    run = kernel.send("1", BIG)
-    kernel.read_until(lambda: "QOSMaxCpuPerUserLimit" in notices(run), 60)
-    print(notices(run)[-500:])
-    accounted.slurm("scancel --user=alice", user=None)
-    kernel.finish(run)
-    print(run.error)
-    assert "CANCELLED" in run.error and "the administrator (root) cancelled it" in run.error
-    limits(MaxTRESPerUser="cpu=-1", what="qos normal")
-    limits(GrpTRESMins="cpu=1", what="account default")
-    run = kernel.run("1", BIG)
-    print(run.error)
-    assert "AssocGrpCPUMinutesLimit" in run.error and "take another `account`" in run.error
-    no_jobs(accounted)
-    no_folders(accounted)
 
 
 # --- quotas
@@ -135,6 +139,31 @@ def test_no_room_for_the_agent(cluster, slurm, kernel):
         assert cluster.on("login", "ls /run/little/cellferry/jobs") == ""
     finally:
         cluster.on("login", "umount /run/little; rmdir /run/little")
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("way", ["tcp", "mail"])
+def test_the_shared_folder_is_full_for_a_while(cluster, slurm, kernel, way):
+    cluster.share("/run/quota", "40m")
+    if way == "mail":
+        no_tcp(cluster)
+    slurm(folder="/run/quota")
+    kernel.run("import time\nx = 5", BIG).ok()
+    run = kernel.send("print('go', flush=True)\ntime.sleep(2)\ny = x + 1", BIG)
+    kernel.read_printed(run, "go")
+    cluster.slurm("cat /dev/zero > /run/quota/rest || true")
+    if way == "mail":
+        kernel.read_until(lambda: "lost, reconnecting" in notices(run), 60)
+        print(notices(run))
+        cluster.slurm("rm /run/quota/rest")
+    kernel.finish(run)
+    assert kernel.run("y").ok().result == "6"
+    kernel.run("%cellferry release").ok()
+    no_jobs(cluster)
+    no_folders(cluster, "/run/quota")
+    if way == "mail":
+        cluster.on("login", "nft delete table inet gate")
+    cluster.unshare("/run/quota")
 
 
 # --- the controller
@@ -281,8 +310,21 @@ def test_cut_while_it_submits(cluster, slurm, start, how):
     cluster.slurm("touch go")
     kernel.finish(run, timeout=90)
     assert run.ok().result == "1"
-    assert cluster.slurm("squeue -h -t all -u alice -o %j | sort | uniq -d") == ""
+    assert cluster.slurm("squeue -h -t all -u alice -o %j | grep cellferry | sort | uniq -d") == ""
     assert cluster.slurm("cat submitting") == "x"
+
+
+def test_a_job_is_submitted_once_though_nobody_answers(cluster, slurm, kernel):
+    """The controller takes the job, and is away before it says so, and still when it is asked for it."""
+    away = "echo 'error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    wrap(cluster, f"echo x >> ~/submitted; $real \"$@\" > /dev/null; {away}")
+    cluster.write("login", "bin/squeue", f"#!/bin/bash\necho x >> ~/asked; [ $(wc -l < ~/asked) -gt 1 ] || {{ {away}; }}\n/usr/bin/squeue \"$@\"\n")
+    cluster.slurm("chmod +x bin/squeue")
+    slurm(options={"nice": 0})
+    run = kernel.run("1", BIG)
+    assert run.ok().result == "1"
+    assert cluster.slurm("cat submitted") == "x"
+    assert len(open_jobs(cluster)) == 1
 
 
 def test_an_sbatch_that_talks(cluster, slurm, kernel):
