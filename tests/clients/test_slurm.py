@@ -79,7 +79,7 @@ def test_what_the_cluster_refuses_is_told_under_the_cell(cluster, slurm, kernel,
     ("out of memory", "OUT_OF_MEMORY"),
 ])
 def test_the_end_of_a_job_is_told_and_the_next_cell_gets_another(cluster, slurm, kernel, how, told):
-    keys = {"time limit": {"time": "00:01:00"}, "out of memory": {"memory": "300M"}}.get(how, {})
+    keys = {"out of memory": {"memory": "300M"}}.get(how, {})
     slurm(**keys)
     kernel.run("import time\nx = 5", BIG).ok()
     (first,) = open_jobs(cluster)
@@ -88,6 +88,9 @@ def test_the_end_of_a_job_is_told_and_the_next_cell_gets_another(cluster, slurm,
     if how == "cancelled":
         kernel.read_printed(run, "go")
         cluster.slurm(f"scancel {first}", user=None)
+    elif how == "time limit":
+        kernel.read_printed(run, "go")
+        cluster.on("login", f"scontrol update jobid={first} EndTime=now+1")
     kernel.finish(run, timeout=150)
     assert run.error.startswith("JobEnded: ") and told in run.error or "WorkerDied" in run.error, run.error
     assert kernel.run("x + 1", BIG).ok().result == "6"

@@ -36,6 +36,10 @@ const GATE: &str = "gate";
 const MAIL: &str = "mail";
 const CANCEL: &str = "cancel";
 
+/// Whatever ran on a node has ended once there is a file of this name and the node's number: its agent, or the lines that
+/// were to prepare for it.
+const OVER: &str = "over-";
+
 /// How long to wait before a job is ended again that could not be: at first, and at most.
 const CANCEL_AGAIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
@@ -44,6 +48,9 @@ const CANCEL_FOR: Duration = Duration::from_secs(3600);
 
 /// The least number of letters of a secret.
 const SECRET_LENGTH: usize = 32;
+
+/// What a file system gives out at once, in bytes.
+const PAGE: usize = 4096;
 
 /// What one who wants a node is told before the node's own words.
 const FOUND: &str = "\ncellferry: found\n";
@@ -117,6 +124,23 @@ impl Allocation {
         if let Err(error) = std::fs::remove_dir_all(&self.directory) {
             tracing::info!("{}: {error}", self.directory.display());
         }
+    }
+
+    /// Whether nothing of ours runs on a node any more.
+    fn is_over(&self, node: u32) -> bool {
+        self.directory.join(format!("{OVER}{node}")).exists()
+    }
+
+    /// Tries whether nodes that use mailboxes can be written to.
+    fn try_mail(&self) -> io::Result<()> {
+        let boxes = std::fs::read_dir(self.mail()).map(|mut boxes| boxes.next().is_some());
+        if !boxes.unwrap_or(false) {
+            return Ok(());
+        }
+        let trial = self.directory.join(format!(".room-{}", std::process::id()));
+        let written = std::fs::write(&trial, [0; PAGE]);
+        let _ = std::fs::remove_file(trial);
+        written
     }
 
     /// Its name on a machine.

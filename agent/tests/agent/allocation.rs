@@ -265,7 +265,8 @@ async fn a_node_that_cannot_reach_the_gate_uses_the_mailbox() {
     for mut node in std::mem::take(&mut job.nodes) {
         assert_eq!(node.wait().await.unwrap().code(), Some(75));
     }
-    assert_eq!(std::fs::read_dir(mail).unwrap().count(), 0);
+    // Maybe the gate has removed all of it already.
+    assert_eq!(std::fs::read_dir(mail).map_or(0, Iterator::count), 0);
     job.ends().await;
 }
 

@@ -22,6 +22,9 @@ const SECRET: &str = "secret";
 /// What the job itself says.
 pub const LOG: &str = "job.log";
 
+/// A file of this name and the node's number is there once nothing of ours runs on a node any more.
+const OVER: &str = "over-";
+
 /// Stands between what a job says and what is said on its nodes.
 const NODES: &str = "\ncellferry: nodes\n";
 
@@ -111,7 +114,7 @@ pub fn slurm(folder: &str, agent: &[String], setup: Option<&str>) -> String {
         "{}if [ $code = {PATIENCE_OVER} ]; then\n\
          # Not left to the job's script: its node may be lost.\n\
          [ \"$SLURM_NODEID\" = 0 ] || sleep 10\nscancel --quiet \"$SLURM_JOB_ID\"\nfi\nexit $code\n",
-        node(agent, setup)
+        node(folder, agent, setup)
     );
     let (redirection, node) = super::shell::input(&node);
     let login = if setup.is_some() { "-l " } else { "" };
@@ -142,7 +145,10 @@ pub fn pbs(folder: &str, agent: &[String], setup: Option<&str>) -> String {
     let slurm = slurm(folder, agent, setup);
     let (redirection, slurm) = super::shell::input(&slurm);
     // The agent learns its number as in a job of Slurm's.
-    let node = format!("export SLURM_NODEID=$1\n{}exit $code\n", node(agent, setup));
+    let node = format!(
+        "export SLURM_NODEID=$1\n{}exit $code\n",
+        node(folder, agent, setup)
+    );
     let (node_redirection, node) = super::shell::input(&node);
     let login = if setup.is_some() { "-l " } else { "" };
     // What pbsdsh starts has next to no environment, so the node's part is a file. The lines of the node file are its
@@ -176,10 +182,16 @@ pub fn pbs(folder: &str, agent: &[String], setup: Option<&str>) -> String {
 }
 
 /// What runs on each node, up to the agent's exit code in `$code`.
-fn node(agent: &[String], setup: Option<&str>) -> String {
+fn node(folder: &str, agent: &[String], setup: Option<&str>) -> String {
+    let over = quoted(&format!("{folder}/{OVER}"));
     let setup = setup.map(guarded_setup).unwrap_or_default();
     let words: Vec<String> = agent.iter().map(|word| quoted(word)).collect();
-    format!("{setup}{}\ncode=$?\n", words.join(" "))
+    // Nobody need wait for a node on which `setup` has failed, or the agent.
+    format!(
+        "over={over}$SLURM_NODEID; rm -f \"$over\"; trap '{{ echo $? > \"$over\"; }} 2>/dev/null' EXIT\n\
+         {setup}{}\ncode=$?\n",
+        words.join(" ")
+    )
 }
 
 #[cfg(test)]
