@@ -58,6 +58,14 @@ pub enum AttachError {
     /// Another process holds the conversation and does not answer.
     #[error("another agent for conversation {0} neither answers nor ends")]
     Busy(String),
+    /// What goes by mail cannot be written.
+    #[error("mail cannot be written to `{directory}`: {source}; make room there")]
+    Mail {
+        /// Where the mailboxes are.
+        directory: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The agent does not start.
     #[error("cannot start the agent: {0}")]
     Start(io::Error),

@@ -71,7 +71,7 @@ fn main() -> ExitCode {
             patience,
             ref rest @ ..,
         ] if matches!(rest, [] | ["--existing"]) => match Attachment::new(conversation, patience) {
-            Some(attachment) => attach(&attachment, !rest.is_empty()),
+            Some(attachment) => attached(attachment.attach(!rest.is_empty())),
             None => usage(),
         },
         [
@@ -96,10 +96,12 @@ fn main() -> ExitCode {
             "--patience",
             patience,
         ] => match (node.parse(), Attachment::new(conversation, patience)) {
-            (Ok(node), Some(Attachment { patience, .. })) => {
-                let reached = reach(&Allocation::at(directory), node, conversation, patience);
-                reached.map_or_else(|error| fail(&error.to_string()), |()| ExitCode::SUCCESS)
-            }
+            (Ok(node), Some(Attachment { patience, .. })) => attached(reach(
+                &Allocation::at(directory),
+                node,
+                conversation,
+                patience,
+            )),
             _ => usage(),
         },
         [
@@ -189,8 +191,8 @@ async fn serve_gate(
     Ok(served?)
 }
 
-fn attach(attachment: &Attachment, existing: bool) -> ExitCode {
-    match attachment.attach(existing) {
+fn attached(result: Result<(), AttachError>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ AttachError::Gone(_)) => {
             eprintln!("error: {error}");

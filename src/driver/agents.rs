@@ -700,6 +700,12 @@ impl Agents {
         self.clusters.allocation_of(location).cloned()
     }
 
+    /// Whether the agent of a node of an allocation has come.
+    pub fn has_come(&self, allocation: &TargetName) -> bool {
+        let mut come = self.hellos.keys();
+        come.any(|location| self.clusters.allocation_of(location) == Some(allocation))
+    }
+
     /// Where a worker is.
     pub fn target(&self, worker: WorkerId) -> Option<&TargetName> {
         self.workers.get(&worker).map(|seat| &seat.target)

@@ -653,7 +653,16 @@ impl Driver {
                     .waits(allocation, Wait::Job(text), Instant::now());
                 self.notice();
             }
-            JobNews::Runs(text, _) => self.settled(allocation, &text),
+            JobNews::Runs(text, _) if self.agents.has_come(allocation) => {
+                self.settled(allocation, &text);
+            }
+            // What the target's `setup` does there may take its time.
+            JobNews::Runs(text, _) => {
+                let text = format!("{text}; no word from there yet");
+                self.notices
+                    .waits(allocation, Wait::Job(text), Instant::now());
+                self.notice();
+            }
             JobNews::Ended => self.over(allocation),
         }
     }

@@ -237,6 +237,18 @@ class Bed:
         """Makes a folder, for all, in which there is no room."""
         self._alter(host, f"mkdir {path} && mount -t tmpfs -o size=4k,mode=1777 tb-full {path} && ! cat /dev/zero > {path}/x")
 
+    def share(self, path, size):
+        """Gives all hosts one small file system in common, at a path where nothing is: what a quota looks like."""
+        pids = [(self.state / "hosts" / host / "pid").read_text().split()[0] for host in self.hosts]
+        self._altered.update(self.hosts)
+        self._run("share", path, size, *pids)
+
+    def unshare(self, path):
+        """Takes it away again. All hosts are as they were before."""
+        for host in self.hosts:
+            self.on(host, f"umount --lazy {path} && rmdir {path}")
+        self._altered.difference_update(self.hosts)
+
     def sshd(self, host, *lines):
         """Adds lines to a host's sshd_config, before all others; the first word on a matter counts."""
         text = "".join(f"{line}\n" for line in lines)

@@ -140,6 +140,20 @@ def hosts(bed, tmp_path, request):
 
 
 @pytest.fixture
+def slurm(request, tmp_path):
+    """Defines targets on the test's cluster: `slurm("big", nodes=3)`."""
+    cluster = request.getfixturevalue("accounted" if "accounted" in request.fixturenames else "cluster")
+    targets = {}
+
+    def define(name="big", **keys):
+        usual = {"type": "slurm", "login": "login", "python": cluster.python}
+        targets[name] = targets.get(name, usual) | keys
+        write_targets(tmp_path / "cellferry.toml", targets)
+
+    return define
+
+
+@pytest.fixture
 def same_as_ipykernel(kernel_name, tmp_path):
     """Runs cells by nbclient under the kernel under test, and without metadata under ipykernel; fails where they
     differ. Returns the executed notebook."""

@@ -9,37 +9,10 @@ import nbformat
 import pytest
 from client import on
 from faults import final_notices, notices
+from jobs import no_jobs, open_jobs
 from processes import wait_until
-from world import write_targets
-
 
 BIG = on("big")
-
-
-@pytest.fixture
-def slurm(cluster, tmp_path):
-    """Defines targets on the cluster: `slurm("big", nodes=3)`."""
-    targets = {}
-
-    def define(name="big", **keys):
-        usual = {"type": "slurm", "login": "login", "python": cluster.python}
-        targets[name] = targets.get(name, usual) | keys
-        write_targets(tmp_path / "cellferry.toml", targets)
-
-    return define
-
-
-def jobs(cluster, states="all"):
-    """The numbers of all jobs that have not ended."""
-    return [int(number) for number in cluster.slurm(f"squeue -h -o %A -t {states}", user=None).split()]
-
-
-def open_jobs(cluster):
-    return jobs(cluster, "PENDING,RUNNING,SUSPENDED,CONFIGURING")
-
-
-def no_jobs(cluster, seconds=10):
-    wait_until(lambda: open_jobs(cluster) == [], seconds, lambda: f"jobs: {cluster.slurm('squeue')}")
 
 
 def test_cells_run_in_one_job_that_shutdown_ends(cluster, slurm, kernel):
@@ -121,7 +94,7 @@ def test_what_the_cluster_refuses_is_told_under_the_cell(cluster, slurm, kernel,
     ("out of memory", "OUT_OF_MEMORY"),
 ])
 def test_the_end_of_a_job_is_told_and_the_next_cell_gets_another(cluster, slurm, kernel, how, told):
-    keys = {"time limit": {"time": "00:01:00"}, "out of memory": {"memory": "300M"}}.get(how, {})
+    keys = {"out of memory": {"memory": "300M"}}.get(how, {})
     slurm(**keys)
     kernel.run("import time\nx = 5", BIG).ok()
     (first,) = open_jobs(cluster)
@@ -130,6 +103,9 @@ def test_the_end_of_a_job_is_told_and_the_next_cell_gets_another(cluster, slurm,
     if how == "cancelled":
         kernel.read_printed(run, "go")
         cluster.slurm(f"scancel {first}", user=None)
+    elif how == "time limit":
+        kernel.read_printed(run, "go")
+        cluster.on("login", f"scontrol update jobid={first} EndTime=now+1")
     kernel.finish(run, timeout=150)
     assert run.error.startswith("JobEnded: ") and told in run.error or "WorkerDied" in run.error, run.error
     assert kernel.run("x + 1", BIG).ok().result == "6"

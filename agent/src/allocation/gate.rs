@@ -24,7 +24,7 @@ const GREETING: Duration = Duration::from_secs(5);
 pub(super) const WORD: Duration = Duration::from_secs(10);
 
 /// How often the gate looks whether its allocation is still there, and those who want a node that has not come.
-const LOOK_AROUND: Duration = Duration::from_secs(2);
+pub(super) const LOOK_AROUND: Duration = Duration::from_secs(2);
 
 /// How often the gate looks for new mailboxes.
 const LOOK: Duration = Duration::from_millis(500);
@@ -113,7 +113,9 @@ pub async fn gate(
             },
             Some(_) = tasks.join_next() => {}
             _ = looks.tick() => {
-                nodes.values_mut().for_each(Node::look);
+                for (number, node) in &mut nodes {
+                    node.look(allocation.is_over(*number));
+                }
                 if !allocation.is_there() {
                     // It was given back.
                     return Ok(());
@@ -134,9 +136,9 @@ impl Node {
         self.call.is_some() || connected
     }
 
-    /// Who wanted it and has gone does not want it any more.
-    fn look(&mut self) {
-        if self.call.as_ref().is_some_and(Call::has_gone) {
+    /// Who wanted it and has gone does not want it any more, and nobody need wait for one that is over.
+    fn look(&mut self, is_over: bool) {
+        if is_over || self.call.as_ref().is_some_and(Call::has_gone) {
             self.call = None;
         }
     }
@@ -201,7 +203,10 @@ impl Visitor {
                 let call = loop {
                     tokio::select! {
                         call = &mut wanted => break call,
-                        _ = words.tick() => mailbox.tell(&Word::Wait).await?,
+                        // Where there is no room for it there may be some the next time.
+                        _ = words.tick() => if let Err(error) = mailbox.tell(&Word::Wait).await {
+                            tracing::info!("a node hears nothing: {error}");
+                        },
                     }
                 };
                 let Ok(mut call) = call else {

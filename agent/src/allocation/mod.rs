@@ -18,11 +18,13 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use cellferry_wire::protocol::Secret;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::process::Command;
+use tokio::time::{Instant, sleep};
 
 pub use gate::gate;
 pub use node::node;
@@ -34,8 +36,21 @@ const GATE: &str = "gate";
 const MAIL: &str = "mail";
 const CANCEL: &str = "cancel";
 
+/// Whatever ran on a node has ended once there is a file of this name and the node's number: its agent, or the lines that
+/// were to prepare for it.
+const OVER: &str = "over-";
+
+/// How long to wait before a job is ended again that could not be: at first, and at most.
+const CANCEL_AGAIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+
+/// How long that is tried. The nodes' agents end by themselves, too.
+const CANCEL_FOR: Duration = Duration::from_secs(3600);
+
 /// The least number of letters of a secret.
 const SECRET_LENGTH: usize = 32;
+
+/// What a file system gives out at once, in bytes.
+const PAGE: usize = 4096;
 
 /// What one who wants a node is told before the node's own words.
 const FOUND: &str = "\ncellferry: found\n";
@@ -86,18 +101,46 @@ impl Allocation {
         !matches!(self.directory.join(SECRET).try_exists(), Ok(false))
     }
 
-    /// Ends the job, if it is known how.
+    /// Ends the job, if it is known how, as soon as its batch system lets it; then nothing of it is left.
     async fn cancel(&self) {
         let script = self.directory.join(CANCEL);
-        if script.exists() {
+        let mut pause = CANCEL_AGAIN.0;
+        let begun = Instant::now();
+        while script.exists() && begun.elapsed() < CANCEL_FOR {
             let ended = Command::new("sh")
-                .arg(script)
+                .arg(&script)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .status()
                 .await;
             tracing::info!("nobody wants the nodes any more; their job is ended: {ended:?}");
+            if ended.is_ok_and(|status| status.success()) {
+                break;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(CANCEL_AGAIN.1);
         }
+        // A job that starts all the same ends at once without it.
+        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
+            tracing::info!("{}: {error}", self.directory.display());
+        }
+    }
+
+    /// Whether nothing of ours runs on a node any more.
+    fn is_over(&self, node: u32) -> bool {
+        self.directory.join(format!("{OVER}{node}")).exists()
+    }
+
+    /// Tries whether nodes that use mailboxes can be written to.
+    fn try_mail(&self) -> io::Result<()> {
+        let boxes = std::fs::read_dir(self.mail()).map(|mut boxes| boxes.next().is_some());
+        if !boxes.unwrap_or(false) {
+            return Ok(());
+        }
+        let trial = self.directory.join(format!(".room-{}", std::process::id()));
+        let written = std::fs::write(&trial, [0; PAGE]);
+        let _ = std::fs::remove_file(trial);
+        written
     }
 
     /// Its name on a machine.

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::gate::WORD;
+use super::gate::{LOOK_AROUND, WORD};
 use super::mailbox::Mailbox;
 use super::{Allocation, Stream, Visit, Word};
 use crate::attach::Attachment;
@@ -44,7 +44,7 @@ pub async fn node(
 ) -> Result<bool, AgentError> {
     let directory = allocation.directory.clone();
     let (wanting, mut wanted) = mpsc::channel(1);
-    let going = Going(tokio::spawn(go(allocation, number, wanting)));
+    let going = Going(tokio::spawn(go(allocation.clone(), number, wanting)));
     let mut signals = Signals::catch()?;
     let mut next: Option<Wanted> = None;
     let forsaken = loop {
@@ -56,6 +56,8 @@ pub async fn node(
                     _ => break true,
                 },
                 () = signals.end() => break false,
+                // It was given back, and its job is still to be ended.
+                () = given_back(&allocation) => break true,
             },
         };
         let Some(conversation) = Attachment::conversation(&first.conversation) else {
@@ -93,6 +95,13 @@ pub async fn node(
     };
     drop(going);
     Ok(forsaken)
+}
+
+/// Waits until nobody needs the allocation any more.
+async fn given_back(allocation: &Allocation) {
+    while allocation.is_there() {
+        sleep(LOOK_AROUND).await;
+    }
 }
 
 /// Ends with its owner.

@@ -11,13 +11,20 @@ use crate::attach::{AttachError, Server};
 /// `patience` without anybody to serve.
 ///
 /// # Errors
-/// If there is no gate and none can be started.
+/// If there is no gate and none can be started, if the node's agent has ended, or if there is no room for mail.
 pub fn reach(
     allocation: &Allocation,
     node: u32,
     conversation: &str,
     patience: Duration,
 ) -> Result<(), AttachError> {
+    if allocation.is_over(node) {
+        return Err(AttachError::Gone(conversation.to_owned()));
+    }
+    allocation.try_mail().map_err(|source| AttachError::Mail {
+        directory: allocation.mail().display().to_string(),
+        source,
+    })?;
     let id = allocation.id().map_err(AttachError::Start)?;
     let patience = patience.as_secs().to_string();
     let gate = Server {

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::super::agents::FromLocation;
 use super::Cluster;
 use super::kept::{Kept, Record, Shelf};
 use crate::session::{Gone, Problem};
+use crate::target::batch::commands::tail;
 use crate::target::batch::shell::{input, quoted};
 use crate::target::batch::watch::News;
 use crate::target::batch::{
@@ -31,6 +33,9 @@ const CANCELS: u32 = 5;
 
 /// How long a shared file system may take.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// How much a command that failed may say, in bytes.
+const WORDS: u64 = 4 << 10;
 
 /// How far an allocation is.
 #[derive(Clone, Debug)]
@@ -126,13 +131,24 @@ impl Keeper {
                         release = Some(done);
                     }
                     // A job that may be there already must be known to be ended.
-                    if *is_submitting.borrow_and_update() { Some(beginning.await) } else { None }
+                    tokio::select! {
+                        biased;
+                        begun = &mut beginning => Some(begun),
+                        _ = is_submitting.wait_for(|is| !is) => None,
+                    }
                 }
             }
         };
         let submitted = match begun {
             None => {
+                let state = self.state.borrow().clone();
+                if let JobState::Prepared { folder } = state {
+                    let _ = script::remove(self.cluster.commands(), &folder).await;
+                }
                 self.ended(released(), Gone::NotStarted);
+                if let Some(done) = release {
+                    let _ = done.send(());
+                }
                 return;
             }
             Some(Err(problem)) => {
@@ -251,8 +267,7 @@ impl Keeper {
         self.state.send_replace(JobState::Prepared {
             folder: folder.clone(),
         });
-        let _ = submitting.send(true);
-        let id = match self.submit(&job).await {
+        let id = match self.submit(&job, submitting).await {
             Ok(id) => id,
             Err(error) => {
                 let _ = script::remove(commands, &folder).await;
@@ -294,13 +309,17 @@ impl Keeper {
             );
             let process = bootstrap::run(&client, &line).await;
             let mut process = process.map_err(|error| error.to_string())?;
-            return match bootstrap::answer(&mut process.stdout).await {
-                Ok(Some(_)) => Ok(()),
-                _ => Err(format!(
-                    "no room for the agent's program in `{folder}`; make some, or name another place as `folder` in {}",
-                    self.table
-                )),
-            };
+            if let Ok(Some(_)) = bootstrap::answer(&mut process.stdout).await {
+                return Ok(());
+            }
+            let mut said = Vec::new();
+            let stderr = (&mut process.stderr).take(WORDS);
+            let _ = timeout(LIMIT, { stderr }.read_to_end(&mut said)).await;
+            return Err(format!(
+                "the agent's program cannot be put into `{folder}`: {}; make room there, or name another place as `folder` in {}",
+                tail(&String::from_utf8_lossy(&said), 2),
+                self.table
+            ));
         }
         let programs = agents::programs();
         let program = programs
@@ -318,25 +337,44 @@ impl Keeper {
             .map_err(|error| format!("the agent's program cannot be copied to `{to}`: {error}"))
     }
 
-    /// Submits the job, however long the batch system takes no more.
-    async fn submit(&self, job: &Job) -> Result<JobId, BatchError> {
+    /// Submits the job, however long the batch system takes no more. `submitting` is true while there may be one.
+    async fn submit(
+        &self,
+        job: &Job,
+        submitting: &watch::Sender<bool>,
+    ) -> Result<JobId, BatchError> {
         let batch = self.cluster.batch();
         loop {
+            let _ = submitting.send(true);
             let error = match batch.submit(job).await {
                 Ok(id) => return Ok(id),
                 Err(error) if error.is_passing() => error,
                 Err(error) => return Err(error),
             };
-            self.say(JobNews::Waits(format!(
-                "{}: no job yet, trying again: {error}",
-                self.name
-            )));
-            sleep(AGAIN).await;
-            // It may have been submitted.
-            if let Ok(Some(id)) = batch.find(&job.key).await {
-                return Ok(id);
+            self.say_again(&error);
+            if let BatchError::Full { .. } = error {
+                let _ = submitting.send(false);
+                sleep(AGAIN).await;
+                continue;
             }
+            // It may have been submitted, and must not be twice.
+            loop {
+                sleep(AGAIN).await;
+                match batch.find(&job.key).await {
+                    Ok(Some(id)) => return Ok(id),
+                    Ok(None) => break,
+                    Err(error) => self.say_again(&error),
+                }
+            }
+            let _ = submitting.send(false);
+            // Whoever does not want it any more says so now.
+            tokio::task::yield_now().await;
         }
+    }
+
+    fn say_again(&self, error: &BatchError) {
+        let text = format!("{}: no job yet, trying again: {error}", self.name);
+        self.say(JobNews::Waits(text));
     }
 
     /// Leaves word how the job is ended, for the gate.

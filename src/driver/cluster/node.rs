@@ -166,6 +166,12 @@ impl Node {
         let mut said = Vec::new();
         let mut stderr = (&mut opened.stderr).take(WORDS);
         let _ = timeout(Duration::from_secs(1), stderr.read_to_end(&mut said)).await;
+        let exit = timeout(Duration::from_secs(1), &mut opened.exit).await;
+        if exit.is_ok_and(|exit| bootstrap::says_gone(&exit)) {
+            // Another node may do, unless it is the job that has ended.
+            let (problem, gone) = self.why_gone(self.gone()).await;
+            return Err(Broken::Ended(problem, gone.unwrap_or(Gone::LocationLost)));
+        }
         let said = String::from_utf8_lossy(&said);
         Err(Broken::Again(match said.trim() {
             "" => "the allocation's gate was closed".to_owned(),

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 
 use super::commands::{Commands, TIMED_OUT, tail};
 use super::request::{Choice, Request};
-use super::script::LOG;
+use super::script::{LOG, ask_words, words};
 use super::shell::{Output, Shell, input, quoted};
 use super::{Batch, BatchError, End, Ending, Job, JobId, JobKey, Reason, Running, Status, Waiting};
 
@@ -180,12 +180,12 @@ impl Batch for Pbs {
 
     async fn ending(&self, job: &JobId, folder: &str) -> Result<Ending, BatchError> {
         let records = self.full(job.as_str()).await?;
-        let line = format!(
-            "tail -c 4000 {} 2>/dev/null || :",
-            quoted(&format!("{folder}/{LOG}"))
-        );
-        let log = self.commands.run("tail", &line, LIMIT).await?.stdout;
-        Ok(ending(records.iter().find(|record| record.is(job)), &log))
+        let said = self.commands.run("tail", &ask_words(folder), LIMIT).await?;
+        let (log, nodes) = words(&said.stdout);
+        let mut ending = ending(records.iter().find(|record| record.is(job)), log);
+        let last_words = format!("{}\n{}", tail(nodes, 5), ending.last_words);
+        ending.last_words = last_words.trim().to_owned();
+        Ok(ending)
     }
 
     async fn cancel(&self, job: &JobId) -> Result<(), BatchError> {

@@ -22,6 +22,26 @@ const SECRET: &str = "secret";
 /// What the job itself says.
 pub const LOG: &str = "job.log";
 
+/// A file of this name and the node's number is there once nothing of ours runs on a node any more.
+const OVER: &str = "over-";
+
+/// Stands between what a job says and what is said on its nodes.
+const NODES: &str = "\ncellferry: nodes\n";
+
+/// Lines of shell that print the last words of a job, and those of each of its nodes.
+pub fn ask_words(folder: &str) -> String {
+    let folder = quoted(folder);
+    format!(
+        "tail -c 4000 {folder}/{LOG} 2>/dev/null; printf '%s' '{NODES}'\n\
+         for log in {folder}/node-*.log; do tail -c 1000 \"$log\" 2>/dev/null; echo; done | head -c 20000"
+    )
+}
+
+/// Tells the two apart.
+pub fn words(text: &str) -> (&str, &str) {
+    text.split_once(NODES).unwrap_or((text, ""))
+}
+
 /// How long the folder may take: shared file systems may be slow.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -95,7 +115,7 @@ pub fn slurm(folder: &str, agent: &[String], setup: Option<&str>) -> String {
          {}if [ $code = {PATIENCE_OVER} ]; then\n\
          # Not left to the job's script: its node may be lost.\n\
          [ \"$SLURM_NODEID\" = 0 ] || sleep 10\nscancel --quiet \"$SLURM_JOB_ID\"\nfi\nexit $code\n",
-        node(agent, setup)
+        node(folder, agent, setup)
     );
     let (redirection, node) = super::shell::input(&node);
     let login = if setup.is_some() { "-l " } else { "" };
@@ -127,7 +147,10 @@ pub fn pbs(folder: &str, agent: &[String], setup: Option<&str>) -> String {
     let slurm = slurm(folder, agent, setup);
     let (redirection, slurm) = super::shell::input(&slurm);
     // The agent learns its number as in a job of Slurm's.
-    let node = format!("export SLURM_NODEID=$1\n{}exit $code\n", node(agent, setup));
+    let node = format!(
+        "export SLURM_NODEID=$1\n{}exit $code\n",
+        node(folder, agent, setup)
+    );
     let (node_redirection, node) = super::shell::input(&node);
     let login = if setup.is_some() { "-l " } else { "" };
     // What pbsdsh starts has next to no environment, so the node's part is a file. The lines of the node file are its
@@ -161,10 +184,16 @@ pub fn pbs(folder: &str, agent: &[String], setup: Option<&str>) -> String {
 }
 
 /// What runs on each node, up to the agent's exit code in `$code`.
-fn node(agent: &[String], setup: Option<&str>) -> String {
+fn node(folder: &str, agent: &[String], setup: Option<&str>) -> String {
+    let over = quoted(&format!("{folder}/{OVER}"));
     let setup = setup.map(guarded_setup).unwrap_or_default();
     let words: Vec<String> = agent.iter().map(|word| quoted(word)).collect();
-    format!("{setup}{}\ncode=$?\n", words.join(" "))
+    // Nobody need wait for a node on which `setup` has failed, or the agent.
+    format!(
+        "over={over}$SLURM_NODEID; rm -f \"$over\"; trap '{{ echo $? > \"$over\"; }} 2>/dev/null' EXIT\n\
+         {setup}{}\ncode=$?\n",
+        words.join(" ")
+    )
 }
 
 #[cfg(test)]

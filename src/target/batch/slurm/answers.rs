@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use super::super::commands::tail;
+use super::super::script::words;
 use super::super::{End, Ending, JobId, Running, Status, Waiting, Who};
 use super::{Facts, reasons};
 
@@ -116,14 +117,13 @@ impl Row {
     }
 }
 
-/// The number that `sbatch --parsable` prints: `17`, or `17;cluster`. A site may print words of its own before it.
+/// The number that `sbatch --parsable` prints: `17`, or `17;cluster`. A site may print words of its own around it.
 pub fn submitted(text: &str) -> Option<JobId> {
-    let last = text.lines().rfind(|line| !line.trim().is_empty())?;
-    let number = last.trim().split(';').next()?;
-    number
-        .chars()
-        .all(|c| c.is_ascii_digit())
-        .then(|| JobId::new(number))?
+    text.lines().rev().find_map(|line| {
+        let number = line.trim().split(';').next()?;
+        let is_number = number.chars().all(|c| c.is_ascii_digit());
+        is_number.then(|| JobId::new(number))?
+    })
 }
 
 /// What matters in `scontrol show config`.
@@ -151,6 +151,8 @@ pub struct Last {
     accounting: String,
     by: Option<(String, String)>,
     log: String,
+    /// The end of what was said on the nodes.
+    nodes: String,
 }
 
 impl Last {
@@ -158,7 +160,8 @@ impl Last {
     pub fn read(text: &str) -> Self {
         let mut last = Self::default();
         let (head, log) = text.split_once("log|\n").unwrap_or((text, ""));
-        last.log = log.to_owned();
+        let (log, nodes) = words(log);
+        (last.log, last.nodes) = (log.to_owned(), nodes.to_owned());
         for line in head.lines() {
             match line.split_once('|') {
                 Some(("me", number)) => last.me = number.to_owned(),
@@ -274,11 +277,14 @@ impl Last {
             "Granted job allocation",
             "Relinquishing job allocation",
         ];
-        let lines: Vec<&str> = self
-            .log
-            .lines()
-            .filter(|line| !noise.iter().any(|noise| line.contains(noise)))
-            .collect();
-        tail(&lines.join("\n"), 5)
+        let told = |text: &str| {
+            let lines = text
+                .lines()
+                .filter(|line| !noise.iter().any(|noise| line.contains(noise)));
+            tail(&lines.collect::<Vec<_>>().join("\n"), 5)
+        };
+        format!("{}\n{}", told(&self.nodes), told(&self.log))
+            .trim()
+            .to_owned()
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::OnceCell;
 
 use super::commands::{Commands, TIMED_OUT, tail};
 use super::request::{Choice, Request};
-use super::script::LOG;
+use super::script::{LOG, ask_words};
 use super::shell::{Output, Shell, quoted};
 use super::{Batch, BatchError, Ending, Job, JobId, JobKey, Status};
 use answers::Row;
@@ -155,6 +155,15 @@ impl Slurm {
 
     /// Why sbatch did not submit a job.
     async fn refusal(&self, output: &Output, request: &Request) -> BatchError {
+        if let Some(limit) = reasons::crowded(&output.stderr) {
+            return BatchError::Full {
+                system: SYSTEM,
+                said: format!(
+                    "as many jobs of yours wait and run as may ({limit}); end one with `scancel`, or take another `account` or \
+                     `qos`"
+                ),
+            };
+        }
         // Such a one would go on trying for two minutes.
         if ["temporarily unable to accept job", "job queue full"]
             .iter()
@@ -263,7 +272,11 @@ impl Batch for Slurm {
         if output.code != Some(0) {
             return Err(self.refusal(&output, &job.request).await);
         }
-        answers::submitted(&output.stdout).ok_or_else(|| self.commands.answer("sbatch", &output))
+        if let Some(id) = answers::submitted(&output.stdout) {
+            return Ok(id);
+        }
+        let found = self.find(&job.key).await.ok().flatten();
+        found.ok_or_else(|| self.commands.answer("sbatch", &output))
     }
 
     async fn find(&self, key: &JobKey) -> Result<Option<JobId>, BatchError> {
@@ -327,8 +340,8 @@ impl Batch for Slurm {
         let lines = format!(
             "printf 'me|%s\\n' \"$(id -u)\"\n\
              said=$(timeout 30 scontrol --oneliner show job {job} 2>&1); printf 'scontrol|%s\\n' \"$said\"\n\
-             {account}printf 'log|\\n'; tail -c 4000 {log} 2>/dev/null || :",
-            log = quoted(&format!("{folder}/{LOG}"))
+             {account}printf 'log|\\n'; {words}",
+            words = ask_words(folder)
         );
         let mut ending = Ending {
             code: "UNKNOWN".to_owned(),

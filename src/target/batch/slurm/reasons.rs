@@ -226,8 +226,8 @@ fn limit(code: &str) -> (Option<&'static str>, Option<&'static str>) {
         let meaning = "what your account or `qos` may use in this period is used up";
         (Some(meaning), Some("take another `account` or `qos`"))
     } else {
-        let meaning =
-            "a limit of your account or `qos` is reached; it starts when other jobs of it end";
+        let meaning = "a limit of your account or `qos` is reached; it starts when other jobs of it end, and never if there \
+            are none: ask for less then";
         (Some(meaning), None)
     }
 }
@@ -313,6 +313,12 @@ const REFUSALS: [(&str, &str); 22] = [
         "change `reservation` among the `options`",
     ),
 ];
+
+/// The limit on a user's jobs that wait and run, if sbatch names one: `AssocMaxSubmitJobLimit`, `QOSMaxSubmitJobPerUserLimit`.
+pub fn crowded(stderr: &str) -> Option<&str> {
+    let mut words = stderr.split(|c: char| !c.is_ascii_alphanumeric());
+    words.find(|word| word.contains("SubmitJob"))
+}
 
 /// What to change after a refusal.
 pub fn remedy(stderr: &str) -> Option<&'static str> {

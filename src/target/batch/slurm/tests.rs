@@ -109,6 +109,10 @@ fn the_number_of_a_job_is_found_among_the_words_of_a_site() {
     assert_eq!(answers::submitted("17\n"), Some(id("17")));
     assert_eq!(answers::submitted("17;cluster\n"), Some(id("17")));
     assert_eq!(answers::submitted("Welcome!\n17\n\n"), Some(id("17")));
+    assert_eq!(
+        answers::submitted("17\nHave a nice day, 99 times.\n"),
+        Some(id("17"))
+    );
     assert_eq!(answers::submitted("Submitted batch job 17\n"), None);
     assert_eq!(answers::submitted(""), None);
 }
@@ -310,6 +314,16 @@ async fn a_controller_that_is_away_or_full_refuses_nothing() {
     let error = refused(away, None).await;
     assert!(
         error.is_passing() && matches!(error, BatchError::Away { .. }),
+        "{error}"
+    );
+    let mine = "sbatch: error: QOSMaxSubmitJobPerUserLimit\n\
+        sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)\n";
+    let error = refused(mine, None).await;
+    assert!(
+        error.is_passing()
+            && error
+                .to_string()
+                .contains("run as may (QOSMaxSubmitJobPerUserLimit); end one"),
         "{error}"
     );
     let full = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n";
