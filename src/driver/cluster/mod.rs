@@ -205,7 +205,7 @@ impl Clusters {
             cluster: allocation.cluster.clone(),
             job: allocation.state.clone(),
             gpus: allocation.gpus(),
-            login_reached: watch::Sender::new(None),
+            at_gate: watch::Sender::new(None),
         }
     }
 

@@ -11,7 +11,7 @@ use cellferry_ssh::{Client, Exit, SshError};
 use futures::FutureExt;
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::far::{Broken, Opened, Way};
 use super::Cluster;
@@ -19,13 +19,13 @@ use super::allocation::JobState;
 use crate::session::{Gone, Problem, TargetName};
 use crate::target::ssh::bootstrap::{self, BootstrapError};
 
-/// How long a node may be out of reach once its login node is reached.
+/// How long a node may be out of reach once it is waited for at the gate.
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long to wait for the batch system's word on why a node's agent has gone.
 const WHY: Duration = Duration::from_secs(25);
 
-/// How long a login node may take to be connected to before it counts as out of reach for now.
+/// How long it takes at most to come to the gate, unless the login node is out of reach.
 const AT_HAND: Duration = Duration::from_secs(1);
 
 /// How long a connection may take to start a command before it counts as lost.
@@ -52,8 +52,8 @@ pub struct Node {
     pub cluster: Arc<Cluster>,
     /// What becomes of the job.
     pub job: watch::Receiver<JobState>,
-    /// Since when the login node has been reached, if it was when the node was tried last.
-    pub login_reached: watch::Sender<Option<Instant>>,
+    /// Since when the node is waited for at its allocation's gate.
+    pub at_gate: watch::Sender<Option<Instant>>,
 }
 
 impl Node {
@@ -100,20 +100,17 @@ impl Node {
         let Some(host) = login.host() else {
             return self.found(here(folder, &words)?, None).await;
         };
-        let unreached = |reason: String| {
-            self.login_reached.send_replace(None);
-            Broken::Again(reason)
-        };
+        let again = |reason: String| Broken::Again(reason);
         let mut connecting =
             std::pin::pin!(login.client(host, super::login::Login::group(self.number)));
         let client = match timeout(AT_HAND, &mut connecting).await {
             Ok(client) => client,
             Err(_) => {
-                self.login_reached.send_replace(None);
+                self.at_gate.send_replace(None);
                 connecting.await
             }
         };
-        let client = client.map_err(|error| unreached(error.to_string()))?;
+        let client = client.map_err(|error| again(error.to_string()))?;
         let line = format!("exec \"$a\" {words}");
         let started = timeout(SLOW, bootstrap::run(&client, &line));
         let process = match started.await {
@@ -122,21 +119,16 @@ impl Node {
                 Err(BootstrapError::Ssh(SshError::Closed { .. })) | Err(BootstrapError::Broken(_)),
             ) => {
                 login.forget(&client).await;
-                return Err(unreached(
+                return Err(again(
                     "the connection to the login node was lost".to_owned(),
                 ));
             }
-            Ok(Err(error)) => return Err(unreached(error.to_string())),
+            Ok(Err(error)) => return Err(again(error.to_string())),
             Err(_) => {
                 login.forget(&client).await;
-                return Err(unreached("the login node does not answer".to_owned()));
+                return Err(again("the login node does not answer".to_owned()));
             }
         };
-        self.login_reached.send_if_modified(|since| {
-            let is_new = since.is_none();
-            since.get_or_insert_with(Instant::now);
-            is_new
-        });
         let opened = Opened::over(process, client.clone(), false);
         self.found(opened, Some(client)).await
     }
@@ -153,12 +145,20 @@ impl Node {
                 None => std::future::pending().await,
             }
         };
+        let waits = async {
+            // A command that finds no gate and can start none ends sooner.
+            sleep(AT_HAND).await;
+            self.at_gate.send_if_modified(|since| {
+                let is_new = since.is_none();
+                since.get_or_insert_with(Instant::now);
+                is_new
+            });
+            std::future::pending().await
+        };
         let found = tokio::select! {
             found = bootstrap::answer(&mut opened.stdout) => found,
-            reason = closed => {
-                self.login_reached.send_replace(None);
-                return Err(Broken::Again(reason));
-            }
+            reason = closed => return Err(Broken::Again(reason)),
+            never = waits => never,
         };
         if matches!(found, Ok(Some(_))) {
             return Ok(opened);
@@ -219,7 +219,7 @@ impl Way for Node {
     }
 
     fn patience(&self) -> Duration {
-        if self.login_reached.borrow().is_some() {
+        if self.at_gate.borrow().is_some() {
             self.patience.min(NODE_PATIENCE)
         } else {
             self.patience
@@ -228,7 +228,7 @@ impl Way for Node {
 
     fn deadline(&self, since: Instant, known: bool) -> Option<Instant> {
         let last = since + self.patience;
-        match *self.login_reached.borrow() {
+        match *self.at_gate.borrow() {
             None => Some(last),
             // Its job may still wait for nodes.
             Some(_) if !known => None,
@@ -237,7 +237,7 @@ impl Way for Node {
     }
 
     async fn deadline_moved(&self) {
-        let mut reached = self.login_reached.subscribe();
+        let mut reached = self.at_gate.subscribe();
         if reached.changed().await.is_err() {
             std::future::pending().await
         }
@@ -249,7 +249,12 @@ impl Way for Node {
         }
         let folder = self.folder().await?;
         tokio::select! {
-            opened = self.reach(&folder, conversation) => opened,
+            opened = self.reach(&folder, conversation) => {
+                if opened.is_err() {
+                    self.at_gate.send_replace(None);
+                }
+                opened
+            }
             over = self.over() => Err(over),
         }
     }

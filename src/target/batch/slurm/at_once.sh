@@ -10,12 +10,13 @@ command -v salloc >/dev/null && command -v setsid >/dev/null || return
 start=$(printf '%s\n' "$script" | ask 2>&1 | sed -n 's/.* to start at \([0-9]*\) using .*/\1/p')
 [ -n "$start" ] && [ "$start" -le $(($(date +%s) + 1)) ] || return
 log=$folder/job.log
-( export CELLFERRY_BEGUN=1; allocate bash -c "$script" ) > "$log" 2>&1 < /dev/null &
+# The group of the script's processes is not always that of `salloc`.
+( export CELLFERRY_BEGUN=1; allocate bash -c 'echo $$ > "$1/group"; exec bash -c "$2"' cellferry "$folder" "$script" ) > "$log" 2>&1 < /dev/null &
 tries=0
 until grep -q '^cellferry: begun' "$log"; do
     tries=$((tries + 1))
     if [ $tries -gt 500 ] || ! kill -0 $! 2>/dev/null; then
-        kill -s KILL -- "-$!" 2>/dev/null
+        for group in $! $(cat "$folder/group" 2>/dev/null); do kill -s KILL -- "-$group" 2>/dev/null; done
         scancel --quiet --user="$(id -u)" --name="$name" >/dev/null 2>&1
         # What it said shows why, if it had nodes.
         if grep -q 'Granted job allocation' "$log"; then mv "$log" "$refused"; else rm -f "$log"; fi
