@@ -274,7 +274,7 @@ const REFUSALS: [(&str, &str); 22] = [
     ),
     (
         "cpu count per node can not be satisfied",
-        "lower `cpus`: no node has so many",
+        "lower `cpus` or `ranks`, or ask for more `nodes`: no node has so many CPUs",
     ),
     (
         "generic resource",
@@ -291,9 +291,9 @@ const REFUSALS: [(&str, &str); 22] = [
     ("node count specification invalid", "change `nodes`"),
     (
         "node configuration is not available",
-        "lower `nodes`, `cpus`, `memory` or `gpus`, or change `constraint`: no node of the partition has all of it",
+        "lower `nodes`, `cpus`, `ranks`, `memory` or `gpus`, or change `constraint`: no node of the partition has all of it",
     ),
-    ("more processors requested", "lower `cpus` or `nodes`"),
+    ("more processors requested", "lower `cpus`, `ranks` or `nodes`"),
     ("job violates accounting/qos policy", NARROWER),
     (
         "job limit",
