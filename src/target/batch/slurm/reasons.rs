@@ -293,7 +293,10 @@ const REFUSALS: [(&str, &str); 22] = [
         "node configuration is not available",
         "lower `nodes`, `cpus`, `ranks`, `memory` or `gpus`, or change `constraint`: no node of the partition has all of it",
     ),
-    ("more processors requested", "lower `cpus`, `ranks` or `nodes`"),
+    (
+        "more processors requested",
+        "lower `cpus`, `ranks` or `nodes`",
+    ),
     ("job violates accounting/qos policy", NARROWER),
     (
         "job limit",

@@ -1,0 +1,28 @@
+//! Messages as the wire carries them: their parts, without identities.
+
+use cellferry_kernel::message::Message;
+use cellferry_wire::protocol::Parts;
+
+/// A message as the wire carries it: without identities.
+pub(super) fn parts(message: Message) -> Parts {
+    let mut parts = vec![
+        message.header,
+        message.parent_header,
+        message.metadata,
+        message.content,
+    ];
+    parts.extend(message.buffers);
+    parts
+}
+
+pub(super) fn message(parts: Parts) -> Option<Message> {
+    let mut parts = parts.into_iter();
+    Some(Message {
+        identities: Vec::new(),
+        header: parts.next()?,
+        parent_header: parts.next()?,
+        metadata: parts.next()?,
+        content: parts.next()?,
+        buffers: parts.collect(),
+    })
+}
