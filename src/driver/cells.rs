@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::execute_request::{ExecuteRequest, like, tells_cell};
 use super::magics::Magic;
 use crate::analysis::{Analysis, Read, python};
 use crate::cell::{self, Workflow};
@@ -54,68 +54,6 @@ struct Expected {
     asked: Vec<FileCell>,
     /// What was known before the first of them.
     before: Accesses,
-}
-
-#[derive(Deserialize)]
-struct ExecuteRequest {
-    code: String,
-    #[serde(default)]
-    silent: bool,
-    #[serde(default)]
-    store_history: Option<bool>,
-    #[serde(default)]
-    user_expressions: Option<Map<String, Value>>,
-    #[serde(default)]
-    stop_on_error: Option<bool>,
-    /// Jupyter-workflow's client puts the metadata here.
-    #[serde(default)]
-    workflow: Value,
-}
-
-impl ExecuteRequest {
-    fn read(content: &[u8]) -> Result<Self, Problem> {
-        serde_json::from_slice(content).map_err(|error| {
-            let wrong = |reason: String| {
-                Problem::new(
-                    "BadRequest",
-                    format!("the execute_request cannot be read: {reason}"),
-                )
-            };
-            let map: Map<String, Value> = serde_json::from_slice(content).unwrap_or_default();
-            // serde names a missing field, but not one of a wrong type.
-            let expected = [
-                (
-                    "code",
-                    map.get("code").is_none_or(Value::is_string),
-                    "a string",
-                ),
-                (
-                    "silent",
-                    map.get("silent").is_none_or(Value::is_boolean),
-                    "a boolean",
-                ),
-                (
-                    "store_history",
-                    map.get("store_history").is_none_or(Value::is_boolean),
-                    "a boolean",
-                ),
-                (
-                    "user_expressions",
-                    map.get("user_expressions").is_none_or(Value::is_object),
-                    "an object",
-                ),
-                (
-                    "stop_on_error",
-                    map.get("stop_on_error").is_none_or(Value::is_boolean),
-                    "a boolean",
-                ),
-            ];
-            match expected.iter().find(|(_, valid, _)| !valid) {
-                Some((key, _, kind)) => wrong(format!("`{key}` must be {kind}")),
-                None => wrong(error.to_string()),
-            }
-        })
-    }
 }
 
 impl Cells {
@@ -469,28 +407,6 @@ impl Cells {
         self.limits.insert(target.clone(), limit);
         limit
     }
-}
-
-/// Whether the client tells which cell a request is: then it need not go through the file in order.
-fn tells_cell(metadata: &[u8]) -> bool {
-    let metadata: Map<String, Value> = serde_json::from_slice(metadata).unwrap_or_default();
-    !metadata.is_empty()
-}
-
-/// The request that a client would send for another cell.
-fn like(asked: &Asked, code: &str) -> Option<Asked> {
-    let mut header: Map<String, Value> = serde_json::from_slice(&asked.message.header).ok()?;
-    header.insert("msg_id".to_owned(), json!(uuid::Uuid::new_v4().to_string()));
-    let mut content: Map<String, Value> = serde_json::from_slice(&asked.message.content).ok()?;
-    content.insert("code".to_owned(), json!(code));
-    let mut message = asked.message.clone();
-    message.header = serde_json::to_vec(&header).ok()?.into();
-    message.content = serde_json::to_vec(&content).ok()?.into();
-    Some(Asked {
-        channel: asked.channel,
-        header: message.parse_header().ok()?,
-        message,
-    })
 }
 
 /// The workflow metadata of a cell; the source's own lines win over what is told of it.

@@ -11,6 +11,7 @@ mod clock;
 mod cluster;
 mod comms;
 mod effects;
+mod execute_request;
 mod far;
 mod files;
 mod history;
