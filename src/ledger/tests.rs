@@ -1,5 +1,11 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cellferry_wire::protocol::WorkerId;
+
 use super::*;
-use crate::analysis::Definition;
+use crate::analysis::{Definition, DefinitionKind};
+use crate::name::Name;
 
 const HOME: WorkerId = WorkerId(0);
 const LAB: WorkerId = WorkerId(1);
