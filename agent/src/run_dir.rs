@@ -1,7 +1,7 @@
 //! A private directory for connection files and sockets, gone when its owner is.
 //!
 //! Where a whole job is killed at once, nobody is left to remove it. So each owner holds its directory locked, and whoever
-//! makes one removes those of this user that nobody holds any more.
+//! makes or removes one removes those of this user that nobody holds any more.
 
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -31,7 +31,10 @@ fn free(path: &Path) -> u64 {
 /// The names of directories that their owners hold locked begin so.
 const LOCKED: &str = "cellferry-l";
 
-/// Nobody holds the lock of a directory that is just being made.
+/// The names of directories that are not locked yet.
+const NEW: &str = "cellferry-n";
+
+/// How long a directory may be one of those.
 const BEING_MADE: Duration = Duration::from_secs(60);
 
 /// A directory of mode 0700 that is removed on drop.
@@ -87,17 +90,19 @@ impl RunDir {
     /// Makes one inside `base`.
     pub fn make_in(base: &Path) -> Result<Self, AgentError> {
         let name = uuid::Uuid::new_v4().simple().to_string();
+        let new = base.join(format!("{NEW}{}", &name[..11]));
         let path = base.join(format!("{LOCKED}{}", &name[..11]));
         let made = std::fs::DirBuilder::new()
             .mode(0o700)
-            .create(&path)
+            .create(&new)
             .and_then(|()| {
                 // The umask may have taken bits away, but never ours.
-                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))
+                std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o700))
             })
             .and_then(|()| {
-                let lock = File::open(&path)?;
+                let lock = File::open(&new)?;
                 lock.lock()?;
+                std::fs::rename(&new, &path)?;
                 Ok(lock)
             });
         match made {
@@ -134,27 +139,27 @@ impl Drop for RunDir {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
         }
         remove_common(&self.path);
+        if let Some(base) = self.path.parent().filter(|_| self._lock.is_some()) {
+            remove_forsaken(base);
+        }
     }
 }
 
 /// Removes the directories of this user's in `base` whose owners are gone.
 fn remove_forsaken(base: &Path) {
     for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
-        let path = entry.path();
+        let (path, name) = (entry.path(), entry.file_name());
+        let begins = |prefix: &str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
         let is_forsaken = || -> std::io::Result<bool> {
             let metadata = std::fs::symlink_metadata(&path)?;
             let ours = metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw();
             let age = metadata.modified()?.elapsed().unwrap_or_default();
-            if !ours || age < BEING_MADE {
+            if !ours || begins(NEW) && age < BEING_MADE {
                 return Ok(false);
             }
             Ok(File::open(&path)?.try_lock().is_ok())
         };
-        let named = entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(LOCKED.as_bytes());
-        if named && is_forsaken().unwrap_or(false) {
+        if (begins(LOCKED) || begins(NEW)) && is_forsaken().unwrap_or(false) {
             let _ = std::fs::remove_dir_all(&path);
         }
     }
@@ -189,11 +194,15 @@ mod tests {
             std::fs::write(path.join("value"), "x").unwrap();
             aged(path);
         }
-        let new = base.path().join(format!("{LOCKED}123456789ab"));
+        let new = base.path().join(format!("{NEW}123456789ab"));
         std::fs::create_dir(&new).unwrap();
         aged(used.path());
-        RunDir::make_in(base.path()).unwrap();
+        let other = RunDir::make_in(base.path()).unwrap();
         assert!(!forsaken.exists());
         assert!(used.path().exists() && another.exists() && new.exists());
+        // What is left since then goes with the next one.
+        std::fs::create_dir(&forsaken).unwrap();
+        drop(other);
+        assert!(!forsaken.exists() && used.path().exists());
     }
 }

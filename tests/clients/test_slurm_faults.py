@@ -233,6 +233,7 @@ def test_killed_while_it_submits(cluster, slurm, start, how):
 @pytest.mark.parametrize("how", ["link", "shutdown"])
 def test_cut_while_it_submits(cluster, slurm, start, how):
     """The answer is lost."""
+    no_jobs(cluster, 30)
     slurm(options={"nice": 0})
     kernel = start()
     wrap(cluster, "echo x >> ~/submitting; $real \"$@\"; until [ -e ~/go ]; do sleep 0.05; done")

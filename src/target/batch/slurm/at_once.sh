@@ -10,8 +10,7 @@ command -v salloc >/dev/null && command -v setsid >/dev/null || return
 start=$(printf '%s\n' "$script" | ask 2>&1 | sed -n 's/.* to start at \([0-9]*\) using .*/\1/p')
 [ -n "$start" ] && [ "$start" -le $(($(date +%s) + 1)) ] || return
 log=$folder/job.log
-# The group of the script's processes is not always that of `salloc`.
-( export CELLFERRY_BEGUN=1; allocate bash -c 'echo $$ > "$1/group"; exec bash -c "$2"' cellferry "$folder" "$script" ) > "$log" 2>&1 < /dev/null &
+( export CELLFERRY_BEGUN=1; allocate bash -c "$attend" cellferry "$folder" "$script" ) > "$log" 2>&1 < /dev/null &
 tries=0
 until grep -q '^cellferry: begun' "$log"; do
     tries=$((tries + 1))
@@ -26,3 +25,15 @@ until grep -q '^cellferry: begun' "$log"; do
 done
 sed -n 's/^salloc: Granted job allocation \([0-9]*\).*/\1/p' "$log"
 }
+# Runs the script in a session of its own: when its job ends, `salloc` would end the script's `srun`, and that kills all that it
+# has started at once, whereas Slurm itself asks it to end first.
+attend='
+trap : HUP INT TERM
+setsid bash -c "$2" &
+echo $! > "$1/group"
+while :; do
+    wait $!
+    code=$?
+    kill -0 $! 2>/dev/null || exit $code
+done
+'
