@@ -21,6 +21,7 @@ mod machine;
 mod mapped;
 mod memory;
 mod outlet;
+pub mod parts;
 mod place;
 mod pool;
 mod run_dir;

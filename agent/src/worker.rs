@@ -29,6 +29,7 @@ use crate::files::expand;
 use crate::group::Group;
 use crate::memory::Kills;
 use crate::outlet::Outlet;
+use crate::parts::{message, parts};
 
 /// How long a worker may take to answer for the first time.
 pub const START_LIMIT: Duration = Duration::from_secs(120);
@@ -455,29 +456,6 @@ async fn send(
         Ok(message) => socket.send(message).await,
         Err(_) => Ok(()),
     }
-}
-
-pub fn parts(message: Message) -> Parts {
-    let mut parts = vec![
-        message.header,
-        message.parent_header,
-        message.metadata,
-        message.content,
-    ];
-    parts.extend(message.buffers);
-    parts
-}
-
-pub fn message(parts: Parts) -> Option<Message> {
-    let mut parts = parts.into_iter();
-    Some(Message {
-        identities: Vec::new(),
-        header: parts.next()?,
-        parent_header: parts.next()?,
-        metadata: parts.next()?,
-        content: parts.next()?,
-        buffers: parts.collect(),
-    })
 }
 
 fn write_connection_file(place: &Path, path: &Path, key: &str) -> std::io::Result<()> {

@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::answers::error_content;
 use super::carry::Machine;
-use super::parts::parts;
 use super::{Driver, orders};
 use crate::session::{Effect, Event, HOME, Orders, TargetName};
+use cellferry_agent::parts::parts;
 
 impl Driver {
     /// Does what must be done; what has happened by that at once.

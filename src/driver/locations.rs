@@ -10,9 +10,9 @@ use super::agents::{self, FromLocation};
 use super::carry::Carried;
 use super::far::LinkState;
 use super::notices::Wait;
-use super::parts::{message, parts};
 use super::questions::Waiting;
 use crate::session::{Event, Gone, Problem, Taken};
+use cellferry_agent::parts::{message, parts};
 
 impl Driver {
     pub(super) async fn arrived(&mut self, event: FromLocation) {

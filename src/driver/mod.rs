@@ -23,7 +23,6 @@ mod notices;
 mod orders;
 mod output;
 mod parent;
-mod parts;
 mod probe;
 mod questions;
 mod release;

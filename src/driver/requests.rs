@@ -10,11 +10,11 @@ use serde_json::json;
 
 use super::comms::Comms;
 use super::magics::Magic;
-use super::parts::parts;
 use super::questions::{self, Asker};
 use super::{Driver, Ending};
 use crate::analysis::python::completion_root;
 use crate::session::{Asked, Event, PassTo, Problem};
+use cellferry_agent::parts::parts;
 
 impl Driver {
     pub(super) async fn incoming(&mut self, incoming: Incoming) {

@@ -11,7 +11,7 @@ use crate::island::nodes::Brought;
 use crate::island::requests::{For, whom};
 use crate::island::round::Round;
 use crate::island::stages::Stages;
-use crate::worker::{message, parts};
+use crate::parts::{message, parts};
 
 impl Island {
     pub(super) fn ask(&mut self, channel: Channel, parts: Parts) {

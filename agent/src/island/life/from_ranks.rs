@@ -10,7 +10,7 @@ use super::ending::Death;
 use crate::island::gather::Gathering;
 use crate::island::lines::Name;
 use crate::island::round::{Due, Heard};
-use crate::worker::message;
+use crate::parts::message;
 
 impl Island {
     pub(super) fn hear(&mut self, rank: usize, said: Option<(FromAgent, cellferry_wire::Held)>) {

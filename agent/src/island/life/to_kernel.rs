@@ -10,7 +10,7 @@ use serde_json::json;
 use super::Island;
 use crate::island::lines::{Name, shown};
 use crate::island::round::{GRACE, Round};
-use crate::worker::parts;
+use crate::parts::parts;
 
 impl Island {
     pub(super) fn flush(&mut self) {

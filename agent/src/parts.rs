@@ -4,7 +4,7 @@ use cellferry_kernel::message::Message;
 use cellferry_wire::protocol::Parts;
 
 /// A message as the wire carries it: without identities.
-pub(super) fn parts(message: Message) -> Parts {
+pub fn parts(message: Message) -> Parts {
     let mut parts = vec![
         message.header,
         message.parent_header,
@@ -15,7 +15,8 @@ pub(super) fn parts(message: Message) -> Parts {
     parts
 }
 
-pub(super) fn message(parts: Parts) -> Option<Message> {
+/// The message of which these are the parts, if they are enough.
+pub fn message(parts: Parts) -> Option<Message> {
     let mut parts = parts.into_iter();
     Some(Message {
         identities: Vec::new(),
